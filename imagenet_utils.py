@@ -1,0 +1,567 @@
+"""What every ImageNet model here shares: the ILSVRC12 data and its preprocessing, loss and errors, checkpoints, evaluation.
+
+Images are uint8 (H, W, 3) in BGR, as OpenCV reads them.
+"""
+import collections
+import concurrent.futures
+import contextlib
+import glob
+import logging
+import math
+import os
+import re
+import sys
+import time
+
+import cv2
+import numpy as np
+from tensorpack import ModelDesc
+from tensorpack.callbacks import Callback, ClassificationError, HyperParamSetter, InferenceRunner, ModelSaver
+from tensorpack.dataflow import BatchData, DataFlow, DataFlowTerminated, DataFromList, ProxyDataFlow, RepeatedData, imgaug
+from tensorpack.input_source import QueueInput
+from tensorpack.models import regularize_cost
+from tensorpack.predict import OfflinePredictor, PredictConfig
+from tensorpack.tfutils import DictRestore
+from tensorpack.tfutils.sesscreate import NewSessionCreator
+from tensorpack.tfutils.summary import add_moving_summary
+from tensorpack.tfutils.tower import get_current_tower_context
+from tensorpack.train import SimpleTrainer, TrainConfig, launch_train_with_config
+from tensorpack.utils import logger
+from tensorpack.utils.utils import get_tqdm
+
+from tf_compat import tf
+
+IMAGE_SIZE = 224
+META = 'caffe_ilsvrc12'
+# The last part of the name of every variable that belongs to a model; what training adds (slots, counters) ends otherwise.
+MODEL_VARIABLE = re.compile('(^|/)(W|DW|b|beta|gamma|EMA)$')
+
+
+class InputError(Exception):
+    """What the user gave cannot be used. The message is one line that says what to do."""
+
+
+def quiet_logger():
+    """Keeps what Tensorpack logs (every layer, every variable) off a command whose output is its result."""
+    logging.getLogger('tensorpack').setLevel(logging.ERROR)
+
+
+def check_writable(path):
+    """Raises InputError if a file cannot be written there: better now than after an hour."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        raise InputError("cannot write %s: name a file in a folder that exists and can be written to" % path)
+
+
+@contextlib.contextmanager
+def whole_file(path):
+    """A binary file that appears at `path` when it is whole, or not at all."""
+    temporary = '%s.%d.tmp' % (path, os.getpid())
+    try:
+        with open(temporary, 'wb') as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+# ---------------------------------------------------------------------------------------------------------------- images
+
+JPEG_MARKER = re.compile(b'\xff+([\x01-\xcf\xd8-\xfe])')    # in compressed data, ff00 and ffd0 to ffd7 are no end
+
+
+def jpeg_is_whole(data):
+    """Whether the JPEG in bytes `data` has its end-of-image marker: not in a thumbnail, but behind its own scans (T.81, B.1)."""
+    position = 2
+    while True:
+        marker = JPEG_MARKER.search(data, position)
+        if marker is None:
+            return False
+        position = marker.end()
+        code = ord(marker.group(1))
+        if code == 0xd9:
+            return True
+        if 0xc0 <= code <= 0xcf or 0xda <= code <= 0xef or code == 0xfe:    # a segment with its length; else stray bytes
+            position += int.from_bytes(data[position:position + 2], 'big')
+
+
+def png_is_whole(data):
+    """Whether the PNG in bytes `data` goes on to its IEND chunk."""
+    position = 8
+    while position + 12 <= len(data):
+        if data[position + 4:position + 8] == b'IEND':
+            return True
+        position += 12 + int.from_bytes(data[position:position + 4], 'big')
+    return False
+
+
+def read_image(path):
+    """The picture at `path`, uint8 (H, W, 3) BGR, turned as its EXIF header says: the same on every stack.
+
+    OpenCV fills what is missing of a truncated file with grey or black, so that is looked for here.
+
+    Raises:
+        InputError: the file is missing, truncated or no image.
+    """
+    # Cubic resizing with IPP differs between OpenCV builds and processors. OpenCV keeps this flag for each thread.
+    cv2.ipp.setUseIPP(False)
+    cv2.setNumThreads(0)
+    try:
+        with open(path, 'rb') as f:
+            data = f.read()
+    except (IOError, OSError) as error:
+        raise InputError("cannot read the image %s: %s" % (path, error.strerror))
+    if (data[:2] == b'\xff\xd8' and not jpeg_is_whole(data)) or (data[:4] == b'\x89PNG' and not png_is_whole(data)):
+        raise InputError("the image %s is truncated: get it anew" % path)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise InputError("the file %s is not an image, or a broken one: get it anew" % path)
+    return image
+
+
+def eval_augmentors():
+    """Tensorpack augmentors of the evaluation: shortest edge to 256 pixels, cubic, then the central 224x224."""
+    return imgaug.AugmentorList([imgaug.ResizeShortestEdge(256, cv2.INTER_CUBIC), imgaug.CenterCrop((IMAGE_SIZE, IMAGE_SIZE))])
+
+
+# ------------------------------------------------------------------------------------------------------------------ data
+
+def read_lines(path):
+    try:
+        with open(path, encoding='utf-8') as f:
+            return [line.strip() for line in f]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("cannot read %s (%s): an ILSVRC12 tree has %s/ with synsets.txt, val.txt and train.txt"
+                         % (path, getattr(error, 'strerror', 'no text'), META))
+
+
+def read_synsets(data_dir):
+    """The WordNet ids of an ILSVRC12 tree's classes in the order of the labels, a list of str.
+
+    Raises:
+        InputError: the tree or its ``caffe_ilsvrc12/synsets.txt`` is missing or malformed.
+    """
+    for folder in (data_dir, os.path.join(data_dir, META)):
+        if not os.path.isdir(folder):
+            raise InputError("there is no folder %s: --data_dir must name an ILSVRC12 tree, with train/, val/ and %s/"
+                             % (folder, META))
+    path = os.path.join(data_dir, META, 'synsets.txt')
+    synsets = read_lines(path)
+    if not synsets or not all(synsets):
+        raise InputError("%s must have one WordNet id a line, and no empty line" % path)
+    return synsets
+
+
+def read_list(data_dir, name):
+    """What ``caffe_ilsvrc12/<name>.txt`` of an ILSVRC12 tree lists: [(file, label), ...], in its order.
+
+    Raises:
+        InputError: the tree lacks something, the list is empty or malformed, or a label is not one of the classes.
+    """
+    synsets = read_synsets(data_dir)
+    listing = os.path.join(data_dir, META, name + '.txt')
+    listed = []
+    for number, line in enumerate(read_lines(listing), 1):
+        fields = re.match(r'(\S+)\s+(-?\d+)$', line)
+        if fields is None:
+            raise InputError("%s, line %d: '%s' is not of the form '<file> <label>'" % (listing, number, line[:80]))
+        label = int(fields.group(2))
+        if not 0 <= label < len(synsets):
+            raise InputError("%s, line %d: label %d is not one of the %d classes of synsets.txt (0 to %d)"
+                             % (listing, number, label, len(synsets), len(synsets) - 1))
+        listed.append((fields.group(1), label))
+    if not listed:
+        raise InputError("%s is empty: it must have a line '<file> <label>' for each image" % listing)
+    return listed
+
+
+def read_images(data_dir, name):
+    """The images that an ILSVRC12 tree lists, as Tensorpack's ILSVRC12Files finds them: [[path, label], ...].
+
+    Args:
+        data_dir (str): the tree; its images may lie in ``val/`` itself or in one folder a synset.
+        name (str): 'train' or 'val'.
+    Raises:
+        InputError: see `read_list`; or an image of the list is missing.
+    """
+    synsets = read_synsets(data_dir)
+    folder = os.path.join(data_dir, name)
+    if not os.path.isdir(folder):
+        raise InputError("there is no folder %s, where the images of %s/%s.txt should be" % (folder, META, name))
+    images = []
+    for number, (file, label) in enumerate(read_list(data_dir, name), 1):
+        path = os.path.join(folder, file)
+        if not os.path.isfile(path):
+            path = os.path.join(folder, synsets[label], file)
+            if not os.path.isfile(path):
+                raise InputError("the image %s is missing from %s: line %d of %s/%s.txt lists it"
+                                 % (file, folder, number, META, name))
+        images.append([path, label])
+    return images
+
+
+def cores():
+    """Number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
+class OrderedThreadMap(ProxyDataFlow):
+    """MapData in threads, which keeps the order and hands an exception of the function to whoever iterates.
+
+    (Tensorpack's MultiThreadMapData mixes the order up, and waits for ever when the function raises.) `window` is how many
+    datapoints are worked on or kept ready.
+    """
+
+    def __init__(self, ds, num_threads, func, window):
+        super(OrderedThreadMap, self).__init__(ds)
+        self.num_threads, self.func, self.window = num_threads, func, window
+
+    def __iter__(self):
+        pending = collections.deque()
+        pool = concurrent.futures.ThreadPoolExecutor(self.num_threads)
+        try:
+            for datapoint in self.ds:
+                pending.append(pool.submit(self.func, datapoint))
+                if len(pending) >= self.window:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+            pool.shutdown()
+
+
+def augment(image, rng, smallest_area):
+    """A training sample, uint8 (224, 224, 3) BGR: random area crop, colours in random order, horizontal flip.
+
+    Brightness, contrast and saturation are all linear in the colours of a pixel, so that the three together are one affine
+    map. It is applied at once: nothing is clipped in between, and no copy in float is made.
+
+    Args:
+        image (np.ndarray): uint8 (H, W, 3) BGR.
+        rng (np.random.RandomState): the only source of chance.
+        smallest_area (float): the smallest share of the image's area that a crop may have.
+    """
+    height, width = image.shape[:2]
+    for _ in range(10):
+        area = rng.uniform(smallest_area, 1) * height * width
+        aspect = rng.uniform(0.75, 1.333)
+        w, h = int(np.sqrt(area * aspect) + 0.5), int(np.sqrt(area / aspect) + 0.5)
+        if rng.uniform() < 0.5:
+            w, h = h, w
+        if 0 < h <= height and 0 < w <= width:
+            x, y = rng.randint(width - w + 1), rng.randint(height - h + 1)
+            image = cv2.resize(image[y:y + h, x:x + w], (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_CUBIC)
+            break
+    else:
+        image = imgaug.AugmentorList([imgaug.ResizeShortestEdge(IMAGE_SIZE, cv2.INTER_CUBIC),
+                                      imgaug.CenterCrop((IMAGE_SIZE, IMAGE_SIZE))]).augment(image)
+
+    grey = np.array([0.114, 0.587, 0.299])
+    matrix, offset = np.eye(3), np.zeros(3)    # colour -> matrix . colour + offset
+    mean = np.array(cv2.mean(image)[:3])
+    for change in rng.permutation(3):
+        factor = rng.uniform(0.6, 1.4)
+        if change == 0:      # brightness
+            matrix, offset = factor * matrix, factor * offset
+        elif change == 1:    # contrast, about the mean grey
+            middle = grey.dot(matrix.dot(mean) + offset)
+            matrix, offset = factor * matrix, factor * offset + (1 - factor) * middle
+        else:                # saturation, about the pixel's grey
+            saturate = factor * np.eye(3) + (1 - factor) * np.tile(grey, (3, 1))
+            matrix, offset = saturate.dot(matrix), saturate.dot(offset)
+    image = cv2.transform(image, np.column_stack([matrix, offset]))
+    return cv2.flip(image, 1) if rng.uniform() < 0.5 else image
+
+
+class ShuffledImages(DataFlow):
+    """[path, label, random state] of every image, in another order each epoch; `seed` fixes orders and random states."""
+
+    def __init__(self, images, seed):
+        self.images = images
+        self.rng = np.random.RandomState(seed)
+
+    def __len__(self):
+        return len(self.images)
+
+    def __iter__(self):
+        for index in self.rng.permutation(len(self.images)):
+            path, label = self.images[index]
+            yield [path, label, np.random.RandomState(self.rng.randint(2 ** 31))]
+
+
+def train_dataflow(images, batch, smallest_area, seed=None):
+    """Endless DataFlow of [uint8 (batch, 224, 224, 3), int (batch,)]."""
+    ds = OrderedThreadMap(
+        RepeatedData(ShuffledImages(images, seed), -1), cores(),
+        lambda datapoint: [augment(read_image(datapoint[0]), datapoint[2], smallest_area), datapoint[1]], 2 * batch)
+    return BatchData(ds, batch)
+
+
+def eval_dataflow(images, batch):
+    """DataFlow of [uint8 (batch, 224, 224, 3), int (batch,)], the last one as small as it must be.
+
+    Args:
+        images (list of [path, label]): what to read, in this order.
+    """
+    augmentors = eval_augmentors()
+    ds = OrderedThreadMap(DataFromList(images, shuffle=False), cores(),
+                          lambda datapoint: [augmentors.augment(read_image(datapoint[0])), datapoint[1]], 4 * batch)
+    return BatchData(ds, batch, remainder=True)
+
+
+# ----------------------------------------------------------------------------------------------------------------- model
+
+class ImageNetModel(ModelDesc):
+    """Classifier of ImageNet-like images: preprocessing, loss, errors and optimiser. Subclasses give ``get_logits``.
+
+    Args: see ghostnet.GhostNet.
+    """
+
+    def __init__(self, data_format, lr, weight_decay, label_smoothing):
+        super(ImageNetModel, self).__init__()
+        self.data_format = data_format
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.label_smoothing = label_smoothing
+
+    def get_logits(self, image):
+        """Logits, float32 (N, classes), of images as ``image_preprocess`` takes them, or as it returns them."""
+        raise NotImplementedError
+
+    def inputs(self):
+        return [tf.TensorSpec([None, IMAGE_SIZE, IMAGE_SIZE, 3], tf.uint8, 'input'), tf.TensorSpec([None], tf.int32, 'label')]
+
+    def image_preprocess(self, image):
+        """float32 images of mean 0 and deviation 1 over ImageNet, in `data_format`, from uint8 (N, H, W, 3) BGR."""
+        mean = tf.constant([0.406, 0.456, 0.485], tf.float32)
+        std = tf.constant([0.225, 0.224, 0.229], tf.float32)
+        image = (tf.cast(image, tf.float32) * (1.0 / 255) - mean) / std
+        return image if self.data_format == 'NHWC' else tf.transpose(image, [0, 3, 1, 2])
+
+    def build_graph(self, image, label):
+        """Tensors ``logits``, ``wrong-top1``, ``wrong-top5`` (float32 (N,), 1 where wrong) and ``xentropy-loss``.
+
+        Args:
+            image (tf.Tensor): uint8 (N, 224, 224, 3) BGR.
+            label (tf.Tensor): int32 (N,).
+        Returns:
+            tf.Tensor: the cost, a scalar: ``xentropy-loss`` and, in training, weight decay.
+        """
+        logits = tf.identity(self.get_logits(image), name='logits')
+        wrong = [tf.cast(tf.logical_not(tf.nn.in_top_k(logits, label, k)), tf.float32, name='wrong-top%d' % k) for k in (1, 5)]
+        xentropy = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(logits=logits, labels=label))
+        uniform = tf.reduce_mean(-tf.nn.log_softmax(logits))
+        smoothing = self.label_smoothing
+        loss = tf.add((1 - smoothing) * xentropy, smoothing * uniform, name='xentropy-loss')
+        if not get_current_tower_context().is_training:
+            return loss
+        decay = regularize_cost('.*/W$', tf.nn.l2_loss, name='l2_loss') * self.weight_decay
+        cost = tf.add(loss, decay, name='cost')
+        add_moving_summary(loss, decay, cost, *[tf.reduce_mean(w, name='train-error-top%d' % k) for w, k in zip(wrong, (1, 5))])
+        return cost
+
+    def optimizer(self):
+        lr = tf.get_variable('learning_rate', initializer=float(self.lr), trainable=False)
+        tf.summary.scalar('learning_rate-summary', lr)
+        return tf.train.MomentumOptimizer(lr, 0.9, use_nesterov=True)
+
+
+# ----------------------------------------------------------------------------------------------------------- checkpoints
+
+class CheckpointMismatch(InputError):
+    """A checkpoint is sound, but of another model. `shapes` has its model variables: {name: shape}."""
+
+    def __init__(self, message, shapes):
+        super(CheckpointMismatch, self).__init__(message)
+        self.shapes = shapes
+
+
+class CheckpointRestore(DictRestore):
+    """Restores a whole checkpoint or nothing: reads and verifies it all first, then compares it with the graph.
+
+    Args:
+        path (str): the checkpoint's prefix, or one of its files.
+    Raises:
+        InputError: a file is missing, or a tensor unreadable (TensorFlow checks the CRC of each).
+        CheckpointMismatch: when the session is made, if the model variables are not exactly those of the graph.
+    """
+
+    def __init__(self, path):
+        path = re.sub(r'\.(index|meta|data-\d{5}-of-\d{5})$', '', path)
+        for name in (path + '.index', path + '.data-00000-of-*'):
+            if not glob.glob(glob.escape(path) + name[len(path):]):
+                raise InputError("there is no checkpoint %s: its file %s is missing" % (path, name))
+        self.path = path
+        name = None
+        try:
+            reader = tf.train.NewCheckpointReader(path)
+            values = {}
+            for name in sorted(reader.get_variable_to_shape_map()):
+                values[name] = reader.get_tensor(name)
+        except Exception as error:    # tf.errors, but in TensorFlow 2 also IndexError, RuntimeError and others
+            raise InputError("the checkpoint %s cannot be read%s: get it anew (%s)" % (
+                path, '' if name is None else ' at ' + name, str(error).splitlines()[0][:200]))
+        self.values = {name: value for name, value in values.items() if MODEL_VARIABLE.search(name)}
+        super(CheckpointRestore, self).__init__(self.values)
+
+    def _setup_graph(self):
+        graph = {v.op.name: tuple(v.shape.as_list()) for v in tf.global_variables() if MODEL_VARIABLE.search(v.op.name)}
+        found = {name: value.shape for name, value in self.values.items()}
+        wrong = sorted(name for name in set(graph) | set(found) if graph.get(name) != found.get(name))
+        if wrong:
+            raise CheckpointMismatch("the checkpoint %s does not fit the model in %d of %d variables: %s%s" % (
+                self.path, len(wrong), len(set(graph) | set(found)),
+                '; '.join('%s is %s in the checkpoint, %s in the model' % (name, found.get(name, 'absent'), graph.get(name, 'absent'))
+                          for name in wrong[:3]), '; ...' if len(wrong) > 3 else ''), found)
+
+
+# ------------------------------------------------------------------------------------------------------------ evaluation
+
+def session_creator():
+    """Tensorpack's, with as many threads within an operation as there are cores: its own default, one, is for GPUs."""
+    creator = NewSessionCreator()
+    creator.config.intra_op_parallelism_threads = cores()
+    return creator
+
+
+@contextlib.contextmanager
+def layout_explained(model):
+    """Turns what TensorFlow raises where it has no kernels for channels first into an InputError."""
+    try:
+        yield
+    except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
+        if model.data_format == 'NHWC':
+            raise
+        raise InputError("this TensorFlow cannot compute --data-format NCHW on this machine (%s): use --data-format NHWC"
+                         % error.message.splitlines()[0])
+
+
+def evaluate(model, session_init, images, batch):
+    """Runs the model on images as Tensorpack's OfflinePredictor does, reading ahead in threads.
+
+    Args:
+        model (ImageNetModel): what to evaluate.
+        session_init (SessionInit): its weights.
+        images (list of [path, label]): from ``read_images``.
+        batch (int): images a session run; it makes no difference to the result.
+    Returns:
+        dict: ``logits`` float32 (N, classes) in the order of `images`, ``wrong_top1`` and ``wrong_top5`` (counts), ``seconds``.
+    """
+    predictor = OfflinePredictor(PredictConfig(
+        model=model, session_init=session_init, session_creator=session_creator(),
+        input_names=['input', 'label'], output_names=['logits', 'wrong-top1', 'wrong-top5']))
+    logits, wrong_top1, wrong_top5 = [], 0, 0
+    start = time.time()
+    ds = eval_dataflow(images, batch)
+    ds.reset_state()
+    # Off a terminal, the bar is for long runs.
+    terminal = sys.stderr.isatty()
+    with layout_explained(model), get_tqdm(total=len(images), unit=' images', leave=False, delay=0 if terminal else 10,
+                                           mininterval=0.5 if terminal else 10) as progress:
+        for image, label in ds:
+            output, top1, top5 = predictor(image, label)
+            logits.append(output)
+            wrong_top1 += int(top1.sum())
+            wrong_top5 += int(top5.sum())
+            progress.update(len(label))
+    return {'logits': np.concatenate(logits), 'wrong_top1': wrong_top1, 'wrong_top5': wrong_top5, 'seconds': time.time() - start}
+
+
+# -------------------------------------------------------------------------------------------------------------- training
+
+def learning_rate(step, steps_per_epoch, epochs, lr, batch):
+    """The published recipe: `lr` per 256 images, linear warm-up from a quarter of it, cosine to zero, stepped every iteration.
+
+    At batch 1024 that is 0.1 to 0.4 over five epochs. Runs of under 25 epochs warm up for a fifth of them.
+    """
+    peak = lr * batch / 256.0
+    warmup = min(5, epochs // 5) * steps_per_epoch
+    if step < warmup:
+        return peak * (0.25 + 0.75 * step / warmup)
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (epochs * steps_per_epoch - warmup)))
+
+
+class LearningRate(HyperParamSetter):
+    """Sets the variable ``learning_rate`` before every step, to `schedule(step)`."""
+
+    def __init__(self, schedule):
+        super(LearningRate, self).__init__('learning_rate')
+        self.schedule = schedule
+
+    def _get_value_to_set(self):
+        return self.schedule(self.global_step)
+
+    def _trigger_epoch(self):
+        pass
+
+    def _before_run(self, _):
+        self.trigger()
+
+
+class SaveWeights(Callback):
+    """Saves the model variables alone as checkpoint `path` when training has ended."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def _setup_graph(self):
+        self.saver = tf.train.Saver([v for v in tf.global_variables() if MODEL_VARIABLE.search(v.op.name)])
+
+    def _after_train(self):
+        self.saver.save(tf.get_default_session(), self.path, write_meta_graph=False, write_state=False)
+
+
+class KeepError(ProxyDataFlow):
+    """Keeps in `error` what ended a dataflow: Tensorpack's enqueueing thread drops it, and training would seem to end well."""
+
+    error = None
+
+    def __iter__(self):
+        try:
+            for datapoint in self.ds:
+                yield datapoint
+        except InputError as error:
+            self.error = error
+            raise DataFlowTerminated()
+
+
+def train(model, train_images, val_images, batch, epochs, log_dir, session_init=None, seed=None):
+    """Trains with Tensorpack's SimpleTrainer by the published recipe (`learning_rate`), validating every epoch.
+
+    Writes Tensorpack's log, its checkpoints to resume from, and at the end ``ghostnet_checkpoint`` with the model variables
+    alone into folder `log_dir`.
+
+    Raises:
+        InputError: there are fewer images than a batch has, an image cannot be read, or `log_dir` has another run's files.
+    """
+    if os.path.exists(os.path.join(log_dir, 'checkpoint')):
+        raise InputError("--log_dir %s has the checkpoints of another run: name another folder, or remove it" % log_dir)
+    steps = len(train_images) // batch
+    if not steps:
+        raise InputError("--batch %d is more than the %d training images" % (batch, len(train_images)))
+    if seed is not None:
+        tf.set_random_seed(seed)
+    logger.set_logger_dir(log_dir, action='k')
+    smallest_area = 0.49 if model.width < 1 else 0.08
+    data = KeepError(train_dataflow(train_images, batch, smallest_area, seed))
+    config = TrainConfig(
+        model=model,
+        data=QueueInput(data, queue=tf.FIFOQueue(4, [spec.dtype for spec in model.inputs()])),
+        callbacks=[
+            LearningRate(lambda step: learning_rate(step, steps, epochs, model.lr, batch)),
+            InferenceRunner(eval_dataflow(val_images, 32), [
+                ClassificationError('wrong-top1', 'val-error-top1'), ClassificationError('wrong-top5', 'val-error-top5')]),
+            ModelSaver(max_to_keep=2), SaveWeights(os.path.join(log_dir, 'ghostnet_checkpoint'))],
+        session_init=session_init, session_creator=session_creator(), steps_per_epoch=steps, max_epoch=epochs)
+    with layout_explained(model):
+        launch_train_with_config(config, SimpleTrainer())
+    if data.error is not None:
+        raise data.error

@@ -1,0 +1,69 @@
+"""The one place that knows which TensorFlow generation runs.
+
+The rooms say ``from tf_compat import tf`` and get TensorFlow's version 1 API: TensorFlow 1.13 to 1.15 as it is, TensorFlow 2
+through ``tf.compat.v1``. Importing this module imports TensorFlow; it raises ImportError, with a message for the user, where
+the installed packages cannot run GhostNet.
+"""
+import contextlib
+import os
+import warnings
+
+# TensorFlow 2.16 and later keep `tf.compat.v1.layers` only in tf-keras, and only if they are told before they are imported.
+os.environ['TF_USE_LEGACY_KERAS'] = '1'
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')    # what fails is raised as well; the log lines would bury ours
+
+INSTALL = ("install the pinned packages, with 'make eval' or with 'pip install -r requirements.txt' "
+           "(requirements-tf1.txt on CPython 3.6)")
+SUPPORTED = "TensorFlow 1.13 to 1.15 with Tensorpack 0.9.7, or TensorFlow 2.16 to 2.21 with Tensorpack 0.11"
+
+
+@contextlib.contextmanager
+def _quiet_stderr():
+    """While TensorFlow 2 is imported, its C++ code writes to file descriptor 2 and does not heed TF_CPP_MIN_LOG_LEVEL yet."""
+    saved = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
+
+
+def _version(module):
+    """(major, minor) of an imported package."""
+    return tuple(int(part) for part in module.__version__.split('.')[:2])
+
+
+def _check(tensorflow):
+    version = _version(tensorflow)
+    if not ((1, 13) <= version < (2, 0) or (2, 16) <= version):
+        raise ImportError("TensorFlow %s is not supported: use %s; %s" % (tensorflow.__version__, SUPPORTED, INSTALL))
+    if version >= (2, 0):
+        try:
+            import tf_keras  # noqa: F401
+        except ImportError:
+            raise ImportError("TensorFlow %s needs the package tf-keras: %s" % (tensorflow.__version__, INSTALL))
+    import tensorpack.libinfo
+    if version >= (2, 0) and _version(tensorpack.libinfo) < (0, 11):
+        raise ImportError("Tensorpack %s does not run on TensorFlow %s: use %s; %s" % (
+            tensorpack.libinfo.__version__, tensorflow.__version__, SUPPORTED, INSTALL))
+
+
+try:
+    with _quiet_stderr():
+        import tensorflow
+    _check(tensorflow)
+    from tensorpack.compat import tfv1 as tf
+    import cv2, tabulate, tqdm    # noqa: E401, F401  (so that it is told here if one is missing)
+except ImportError as error:
+    if getattr(error, 'name', None):    # some package is missing; a message of ours has no name
+        raise ImportError("the package '%s' is missing: %s" % (error.name, INSTALL))
+    raise
+
+tf.disable_eager_execution()
+tf.logging.set_verbosity(tf.logging.ERROR)
+# Tensorpack calls layers by a method that tf-keras deprecates.
+warnings.filterwarnings('ignore', message='`layer.(apply|add_variable)` is deprecated')
+TENSORFLOW_VERSION = tensorflow.__version__
