@@ -1,0 +1,223 @@
+#!/usr/bin/env python
+"""GhostNet for TensorFlow: evaluates a checkpoint on ILSVRC12, trains one, or counts what the network costs."""
+import sys
+
+if sys.version_info < (3, 6):    # before anything that such a Python cannot read
+    sys.stderr.write("main.py: Python %d.%d is not supported: use CPython 3.6 with TensorFlow 1.13.1 (requirements-tf1.txt), "
+                     "or CPython 3.10 to 3.13 with TensorFlow 2.21 (requirements.txt)\n" % sys.version_info[:2])
+    sys.exit(2)
+
+import argparse
+import json
+import math
+import os
+import platform
+
+ROOT = os.path.dirname(os.path.abspath(__file__))
+DIGITS = os.path.join(ROOT, 'data', 'digits')
+DIGITS_CHECKPOINT = os.path.join(ROOT, 'models', 'digits_checkpoint')
+PUBLISHED_CHECKPOINT = os.path.join(ROOT, 'models', 'ghostnet_checkpoint')
+PAPER = {0.5: ('42', '2.6'), 1.0: ('141', '5.2'), 1.3: ('226', '7.3')}    # paper, table 7: millions at each width
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, "main.py: %s (see --help)\n" % message)
+
+
+def number(kind, accept, what):
+    """An argparse type: a finite number of `kind` that `accept` accepts; `what` says which those are."""
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not math.isfinite(value) or not accept(value):
+            raise argparse.ArgumentTypeError("'%s' is not %s" % (text, what))
+        return value
+    return parse
+
+
+def code(text):
+    """An argparse type: positive integers, separated by commas; none stands for the published ones."""
+    positive = number(int, lambda n: n > 0, "a list of positive integers, such as 3,3,5")
+    return [positive(part) for part in text.split(',')] if text else None
+
+
+def parse_args():
+    positive = number(int, lambda n: n > 0, "a positive integer")
+    share = number(float, lambda x: 0 <= x < 1, "a number from 0 up to, but not, 1")
+    parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    job = parser.add_argument_group('what to do')
+    job.add_argument('--eval', action='store_true',
+                     help="evaluate --load on the validation images; without any other flag, the digits that come along")
+    job.add_argument('--train', action='store_true', help="train by the published recipe")
+    job.add_argument('--flops', type=number(int, lambda n: n in (0, 1), "0 or 1"), default=0,
+                     help="1: print multiply-adds and parameters by layer group")
+    data = parser.add_argument_group('data and results')
+    data.add_argument('--data_dir', help="ILSVRC12 tree with train/, val/ and caffe_ilsvrc12/")
+    data.add_argument('--load', help="checkpoint; for --eval by default models/ghostnet_checkpoint")
+    data.add_argument('--json', metavar='FILE', help="write the result of --eval there")
+    data.add_argument('--save_logits', metavar='FILE.npz', help="write logits, labels and files of --eval there")
+    data.add_argument('--log_dir', default='train_log', help="where --train writes log and checkpoints")
+    run = parser.add_argument_group('how to run')
+    run.add_argument('--gpu', help="GPUs to use, such as 0 or 0,1; by default those that CUDA_VISIBLE_DEVICES names")
+    run.add_argument('--data-format', choices=['NHWC', 'NCHW'], default='NHWC', help="layout inside the network")
+    run.add_argument('--eval_batch', type=positive, default=32, help="images a step in evaluation; changes speed only")
+    net = parser.add_argument_group('network')
+    net.add_argument('--width_ratio', type=number(float, lambda x: 0 < x <= 10, "a number above 0, at most 10"), default=1.0,
+                     help="width multiplier")
+    net.add_argument('--se', type=number(int, lambda n: n >= 0, "0 or a positive integer"), default=3,
+                     help="squeeze-and-excitation, 0 for none")
+    net.add_argument('--dw_code_str', type=code, default='', metavar='CODE',
+                     help="kernel sizes of the cheap operations, 19 integers separated by commas")
+    net.add_argument('--ratio_code_str', type=code, default='', metavar='CODE', help="ratios of the ghost modules, likewise")
+    train = parser.add_argument_group('training')
+    train.add_argument('--batch', type=positive, default=1024, help="images a step")
+    train.add_argument('--lr', type=number(float, lambda x: x > 0, "a number above 0"), default=0.1,
+                       help="learning rate for 256 images a step; it is scaled with --batch")
+    train.add_argument('--epochs', type=positive, default=400, help="epochs")
+    train.add_argument('--weight_decay', type=number(float, lambda x: x >= 0, "0 or a number above"), default=4e-5,
+                       help="factor of half the sum of the squared kernels")
+    train.add_argument('--label_smoothing', type=share, default=0.1, help="share of the target that is spread over all classes")
+    train.add_argument('--dropout_keep_prob', type=number(float, lambda x: 0 < x <= 1, "a number above 0, at most 1"),
+                       default=0.8, help="probability of keeping an input of the last layer")
+    train.add_argument('--seed', type=number(int, lambda n: 0 <= n < 2 ** 31, "an integer from 0"),
+                       help="fixes initial weights, order and augmentation")
+    args = parser.parse_args()
+
+    if args.eval and args.train:
+        parser.error("--eval and --train exclude each other: name one")
+    if not (args.eval or args.train or args.flops):
+        parser.error("nothing to do: name --eval, --train or --flops 1")
+    if args.gpu is not None and not all(part.strip().isdigit() for part in args.gpu.split(',')):
+        parser.error("argument --gpu: '%s' is not a list of GPU numbers, such as 0 or 0,1" % args.gpu)
+    if args.eval and args.data_dir is None and args.load is None:
+        args.data_dir, args.load = DIGITS, DIGITS_CHECKPOINT
+        if not os.path.isdir(os.path.join(DIGITS, 'caffe_ilsvrc12')):
+            parser.error("the digits are not prepared: run 'python data/digits/prepare.py' (or 'make eval') first")
+    if (args.eval or args.train) and args.data_dir is None:
+        parser.error("--data_dir is missing: name an ILSVRC12 tree, with train/, val/ and caffe_ilsvrc12/")
+    if args.eval and args.load is None:
+        args.load = PUBLISHED_CHECKPOINT
+    if not args.eval and (args.json is not None or args.save_logits is not None):
+        parser.error("--json and --save_logits go with --eval")
+    for flag in ('dw_code_str', 'ratio_code_str'):
+        given = getattr(args, flag)
+        if given and len(given) < 19:
+            sys.stderr.write("main.py: --%s has %d entries, and under 19 the published default is used instead\n" % (flag, len(given)))
+    return args
+
+
+def build_model(args, num_classes):
+    from ghostnet import GhostNet
+    return GhostNet(num_classes, args.dw_code_str, args.ratio_code_str, args.se, args.data_format, args.width_ratio, args.lr,
+                    args.weight_decay, args.dropout_keep_prob, args.label_smoothing)
+
+
+def flags_to_change(model, shapes):
+    """What to say of a checkpoint with variables of these shapes that does not fit `model`: which flags it was made with."""
+    import ghostnet
+    made_with = ghostnet.architecture(shapes)
+    if made_with is None:
+        return "it is no GhostNet checkpoint"
+    bottlenecks = sum(isinstance(row, ghostnet.Bottleneck) for row in ghostnet.ROWS)
+    changes = []
+    if made_with['num_classes'] != model.num_classes:
+        changes.append("--data_dir of a tree with %d classes, this one has %d" % (made_with['num_classes'], model.num_classes))
+    if abs(made_with['width'] - model.width) >= 0.01:
+        changes.append("--width_ratio %g" % made_with['width'])
+    if (made_with['se'] > 0) != (model.se > 0):
+        changes.append("--se %d" % made_with['se'])
+    for name in ('dw_code', 'ratio_code'):
+        if made_with[name][:bottlenecks] != getattr(model, name)[:bottlenecks]:
+            changes.append("--%s_str %s" % (name, ','.join(map(str, made_with[name]))))
+    return "it was made with " + ' and '.join(changes) if changes else "no flag explains it"
+
+
+def evaluate(args):
+    import cv2
+    import numpy as np
+    import tensorpack
+    from imagenet_utils import CheckpointMismatch, CheckpointRestore, check_writable, evaluate, read_images, read_list, read_synsets, whole_file
+    from tf_compat import TENSORFLOW_VERSION
+
+    for path in (args.json, args.save_logits):
+        if path is not None:
+            check_writable(path)
+    images = read_images(args.data_dir, 'val')
+    model = build_model(args, len(read_synsets(args.data_dir)))
+    try:
+        result = evaluate(model, CheckpointRestore(args.load), images, args.eval_batch)
+    except CheckpointMismatch as error:
+        error.args = ("%s; %s" % (error, flags_to_change(model, error.shapes)),)
+        raise
+    count, seconds = len(images), result['seconds']
+    wrong_top1, wrong_top5 = result['wrong_top1'], result['wrong_top5']
+    print("Top1 Error: %.6g" % (wrong_top1 / count))
+    print("Top5 Error: %.6g" % (wrong_top5 / count))
+    print("%d images, of which wrong: %d by top-1, %d by top-5" % (count, wrong_top1, wrong_top5))
+    print("%.1f images/s, %.1f seconds used" % (count / seconds, seconds))
+    if args.save_logits is not None:
+        files, labels = zip(*read_list(args.data_dir, 'val'))
+        with whole_file(args.save_logits) as f:
+            np.savez(f, logits=result['logits'], labels=np.array(labels), files=np.array(files))
+    if args.json is not None:
+        with whole_file(args.json) as f:
+            f.write(json.dumps({
+                'images': count, 'wrong_top1': wrong_top1, 'wrong_top5': wrong_top5, 'top1_error': wrong_top1 / count,
+                'top5_error': wrong_top5 / count, 'seconds': seconds, 'images_per_second': count / seconds,
+                'python': platform.python_version(), 'tensorflow': TENSORFLOW_VERSION, 'tensorpack': tensorpack.__version__,
+                'opencv': cv2.__version__}, indent=2).encode() + b'\n')
+
+
+def train(args):
+    from imagenet_utils import CheckpointRestore, read_images, read_synsets, train
+    train(build_model(args, len(read_synsets(args.data_dir))), read_images(args.data_dir, 'train'),
+          read_images(args.data_dir, 'val'), args.batch, args.epochs, args.log_dir,
+          CheckpointRestore(args.load) if args.load is not None else None, args.seed)
+
+
+def print_costs(args):
+    import tabulate
+    from ghostnet import layer_costs
+    from imagenet_utils import read_synsets
+    costs = layer_costs(build_model(args, 1000 if args.data_dir is None else len(read_synsets(args.data_dir))))
+    costs.append(('total', sum(cost[1] for cost in costs), sum(cost[2] for cost in costs)))
+    rows = [(name, "%.2f M" % (multiply_adds / 1e6), "{:,}".format(parameters)) for name, multiply_adds, parameters in costs]
+    rows[-1] = ('total', "%.1f M" % (costs[-1][1] / 1e6), rows[-1][2])
+    if args.width_ratio in PAPER:
+        rows.append(('paper, width %g' % args.width_ratio,) + tuple("%s M" % value for value in PAPER[args.width_ratio]))
+    print(tabulate.tabulate(rows, headers=('layer group', 'multiply-adds', 'parameters'), colalign=('left', 'right', 'right'),
+                            disable_numparse=True))
+
+
+def main():
+    args = parse_args()
+    if args.gpu is not None:
+        os.environ['CUDA_VISIBLE_DEVICES'] = args.gpu
+    try:
+        import tf_compat    # noqa: F401  (before all else that imports TensorFlow)
+        from imagenet_utils import InputError, quiet_logger
+    except ImportError as error:
+        return "main.py: %s" % error
+    try:
+        if args.flops or args.eval:
+            quiet_logger()
+        if args.flops:
+            print_costs(args)
+        if args.eval:
+            evaluate(args)
+        if args.train:
+            train(args)
+    except (InputError, OSError) as error:
+        return "main.py: %s" % error
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == '__main__':
+    message = main()
+    if message is not None:
+        sys.stderr.write(message + "\n")
+        sys.exit(2)
