@@ -1,0 +1,56 @@
+# Two commands for a fresh machine: `make eval` and `make test`. `make test-tf1` runs the tests on the stack of the publication.
+VENV := .venv
+VENV_TF1 := .venv-tf1
+DIGITS := data/digits/caffe_ilsvrc12/val.txt
+
+IMAGE := ghostnet-tf1
+LOAD := models/ghostnet_checkpoint
+
+.PHONY: eval test test-tf1 test-docker reproduce clean
+
+eval: $(VENV)/installed $(DIGITS)
+	$(VENV)/bin/python main.py --eval $(ARGS)
+
+test: $(VENV)/installed $(DIGITS)
+	$(VENV)/bin/python -m pytest tests $(ARGS)
+
+test-tf1: $(VENV_TF1)/installed $(DIGITS)
+	$(VENV_TF1)/bin/python -m pytest tests $(ARGS)
+
+# Builds the era's image and runs it as its users do, the tests among them.
+test-docker: $(VENV)/installed
+	@docker info >/dev/null 2>&1 || { echo "make: no Docker engine answers 'docker info': start one" >&2; exit 2; }
+	docker build -f docker/Dockerfile -t $(IMAGE) .
+	GHOSTNET_IMAGE=$(IMAGE) $(VENV)/bin/python -m pytest tests/test_docker.py $(ARGS)
+
+reproduce: $(VENV)/installed
+	@[ -n "$(DATA)" ] || { echo "make: name the ILSVRC12 tree: make reproduce DATA=..." >&2; exit 2; }
+	$(VENV)/bin/python -m tools.reproduce --data_dir "$(DATA)" --load "$(LOAD)" $(ARGS)
+
+# A pyenv shim answers `command -v` even where its Python is not chosen, so each candidate is run.
+$(VENV)/installed: requirements.txt
+	@for python in $(PYTHON) python3 python3.13 python3.12 python3.11 python3.10; do \
+		$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && break; python=; \
+	done; \
+	[ -n "$$python" ] || { echo "make: no CPython 3.10 to 3.13 found: install one, or name it with PYTHON=..." >&2; exit 2; }; \
+	echo "Creating $(VENV) with $$($$python --version) and installing requirements.txt (about 2 GB, a few minutes)"; \
+	$$python -m venv --clear $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV_TF1)/installed: requirements-tf1.txt
+	@for python in $(PYTHON36) python3.6 $(wildcard $(HOME)/.pyenv/versions/3.6.*/bin/python3.6); do \
+		$$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 6))' 2>/dev/null && break; python=; \
+	done; \
+	[ -n "$$python" ] || { echo "make: no CPython 3.6 found: install one, or name it with PYTHON36=..." >&2; exit 2; }; \
+	echo "Creating $(VENV_TF1) with $$($$python --version) and installing requirements-tf1.txt (about 1 GB, a few minutes)"; \
+	$$python -m venv --clear $(VENV_TF1)
+	$(VENV_TF1)/bin/python -m pip install --quiet --disable-pip-version-check pip==21.3.1
+	$(VENV_TF1)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-tf1.txt
+	touch $@
+
+$(DIGITS): data/digits/prepare.py
+	$(firstword $(wildcard $(VENV)/bin/python $(VENV_TF1)/bin/python)) data/digits/prepare.py
+
+clean:
+	rm -rf $(VENV) $(VENV_TF1) data/digits/train data/digits/val data/digits/caffe_ilsvrc12

@@ -1,0 +1,269 @@
+"""main.py as a user runs it: real checkpoints, real images, real mistakes."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from conftest import ROOT, run_main
+
+
+def evaluate(data_dir, checkpoint, tmp_path, *flags):
+    """Runs --eval; returns its stdout, the JSON file and the saved logits."""
+    status, out, err = run_main('--eval', '--data_dir', data_dir, '--load', checkpoint, '--json', tmp_path / 'result.json',
+                                '--save_logits', tmp_path / 'logits.npz', *flags)
+    assert status == 0, err
+    with open(str(tmp_path / 'result.json')) as f:
+        return out, json.load(f), np.load(str(tmp_path / 'logits.npz'))
+
+
+def link_tree(mini, root):
+    """A tree like the mini one whose files may be changed."""
+    shutil.copytree(os.path.join(mini, 'caffe_ilsvrc12'), str(root / 'caffe_ilsvrc12'))
+    os.makedirs(str(root / 'val'))
+    for folder, _, files in os.walk(os.path.join(mini, 'val')):
+        for name in files:
+            os.symlink(os.path.join(folder, name), str(root / 'val' / name))
+    return str(root)
+
+
+def shorten(tree, lines):
+    """Keeps the first `lines` lines of a tree's val.txt; returns them."""
+    path = os.path.join(tree, 'caffe_ilsvrc12', 'val.txt')
+    kept = open(path).read().splitlines()[:lines]
+    os.chmod(path, 0o644)
+    with open(path, 'w') as f:
+        f.write('\n'.join(kept) + '\n')
+    return kept
+
+
+def refused(*args, **kwargs):
+    """Runs main.py on bad input: exit status 2, nothing on stdout, one line on stderr, which is returned."""
+    status, out, err = run_main(*args, **kwargs)
+    assert status == 2 and out == '' and err.count('\n') == 1 and 'Traceback' not in err, (status, out, err)
+    return err
+
+
+def test_calibrated_checkpoint_counts_as_recorded(mini, calibrated, tmp_path):
+    out, result, saved = evaluate(mini, calibrated, tmp_path)
+    assert 'Top1 Error: 0.726667\n' in out and 'Top5 Error: 0.436667\n' in out and '300 images' in out and 'images/s' in out
+    assert (result['images'], result['wrong_top1'], result['wrong_top5']) == (300, 218, 131)
+    assert (result['top1_error'], result['top5_error']) == (218 / 300, 131 / 300)
+    assert abs(result['images_per_second'] * result['seconds'] - 300) < 1e-6
+    assert result['python'] == '%d.%d.%d' % sys.version_info[:3] and {'tensorflow', 'tensorpack', 'opencv'} <= set(result)
+    recorded = np.load(os.path.join(os.path.dirname(calibrated), 'logits_val.npz'))['logits']
+    assert saved['logits'].dtype == np.float32
+    assert np.linalg.norm(saved['logits'] - recorded) / np.linalg.norm(recorded) < 1e-5
+    lines = [line.split() for line in open(os.path.join(mini, 'caffe_ilsvrc12', 'val.txt'))]
+    assert saved['files'].tolist() == [name for name, _ in lines]
+    assert saved['labels'].tolist() == [int(label) for _, label in lines]
+
+
+@pytest.mark.parametrize('batch', [1, 7, 300])
+def test_neither_batch_nor_layout_of_val_changes_the_counts(mini, calibrated, tmp_path, batch):
+    tree = link_tree(mini, tmp_path / 'flat')
+    _, result, _ = evaluate(tree, calibrated + '.index', tmp_path, '--eval_batch', batch)
+    assert (result['images'], result['wrong_top1'], result['wrong_top5']) == (300, 218, 131)
+
+
+def test_digits_come_along(digits, tmp_path):
+    """The embedded default gives the counts of models/digits.json, and models/README.md says so, on every stack."""
+    _, result, _ = evaluate(digits, os.path.join(ROOT, 'models', 'digits_checkpoint'), tmp_path)
+    with open(os.path.join(ROOT, 'models', 'digits.json')) as f:
+        expected = json.load(f)['expected']
+    assert {name: result[name] for name in expected} == expected and expected['top1_error'] < 0.02
+    with open(os.path.join(ROOT, 'models', 'README.md')) as f:
+        assert '%(wrong_top1)d wrong by top-1 and %(wrong_top5)d by top-5 of %(images)d\n' % expected in f.read()
+
+
+def test_eval_without_other_flags_takes_the_digits(tmp_path):
+    """On a copy of the sources: first without the prepared digits, then with them, cut to a few for speed."""
+    for name in os.listdir(ROOT):
+        if name.endswith('.py'):
+            shutil.copy(os.path.join(ROOT, name), str(tmp_path))
+    shutil.copytree(os.path.join(ROOT, 'models'), str(tmp_path / 'models'))
+    os.makedirs(str(tmp_path / 'data' / 'digits'))
+    shutil.copy(os.path.join(ROOT, 'data', 'digits', 'prepare.py'), str(tmp_path / 'data' / 'digits'))
+
+    def run(*args):
+        run = subprocess.run([sys.executable] + list(args), cwd=str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                             universal_newlines=True)
+        return run.returncode, run.stdout, run.stderr
+
+    status, out, err = run('main.py', '--eval')
+    assert status == 2 and out == '' and 'prepare.py' in err and err.count('\n') == 1
+    assert run('data/digits/prepare.py')[0] == 0
+    shorten(str(tmp_path / 'data' / 'digits'), 20)
+    status, out, err = run('main.py', '--eval')
+    assert status == 0 and '20 images' in out, err
+
+
+@pytest.mark.parametrize('width, multiply_adds, parameters, paper', [
+    (1, '141.2 M', '5,183,016', '141 M 5.2 M'), (0.5, '42.3 M', '2,588,232', '42 M 2.6 M'),
+    (1.3, '227.0 M', '7,352,622', '226 M 7.3 M')])
+def test_flops(width, multiply_adds, parameters, paper):
+    status, out, err = run_main('--flops', '1', '--width_ratio', width)
+    assert status == 0, err
+    lines = [' '.join(line.split()) for line in out.splitlines()]
+    assert 'total %s %s' % (multiply_adds, parameters) in lines
+    assert 'paper, width %g %s' % (width, paper) in lines
+    assert 'Conv2d_16' in out and 'Logits' in out
+
+
+@pytest.mark.parametrize('flags, message', [
+    ([], 'nothing to do'),
+    (['--eval', '--train'], 'exclude each other'),
+    (['--eval', '--load', 'models/digits_checkpoint'], '--data_dir is missing'),
+    (['--train'], '--data_dir is missing'),
+    (['--flops', '2'], '--flops'),
+    (['--eval', '--width_ratio', '0'], "--width_ratio: '0'"),
+    (['--eval', '--width_ratio', 'nan'], "--width_ratio: 'nan'"),
+    (['--eval', '--width_ratio', 'wide'], "--width_ratio: 'wide'"),
+    (['--eval', '--dw_code_str', '3,three,3'], "--dw_code_str: 'three'"),
+    (['--eval', '--dw_code_str', '3,,3'], '--dw_code_str'),
+    (['--eval', '--ratio_code_str', '2,0'], "--ratio_code_str: '0'"),
+    (['--eval', '--eval_batch', '0'], "--eval_batch: '0'"),
+    (['--eval', '--batch', '-1'], "--batch: '-1'"),
+    (['--eval', '--se', '-1'], '--se'),
+    (['--eval', '--dropout_keep_prob', '0'], '--dropout_keep_prob'),
+    (['--eval', '--label_smoothing', '1'], '--label_smoothing'),
+    (['--eval', '--lr', 'inf'], '--lr'),
+    (['--eval', '--weight_decay', '-1'], '--weight_decay'),
+    (['--eval', '--epochs', '1.5'], '--epochs'),
+    (['--eval', '--data-format', 'NWHC'], '--data-format'),
+    (['--eval', '--gpu', 'first'], '--gpu'),
+    (['--flops', '1', '--json', 'result.json'], '--json'),
+    (['--evaluate'], '--evaluate'),
+])
+def test_impossible_flags(flags, message):
+    assert message in refused(*flags)
+
+
+def test_trees_that_cannot_be_used(mini, calibrated, tmp_path):
+    assert 'nowhere' in refused('--eval', '--data_dir', tmp_path / 'nowhere', '--load', calibrated)
+    tree = link_tree(mini, tmp_path / 'tree')
+    names = [line.split()[0] for line in shorten(tree, 40)]
+    # The 31st image is cut; then it is a text, then gone. The --json of an evaluation that failed is not written.
+    broken = os.path.join(tree, 'val', names[30])
+    data = open(broken, 'rb').read()
+    os.remove(broken)
+    for content, message in [(data[:len(data) // 2], 'truncated'), (b'no image', 'not an image')]:
+        with open(broken, 'wb') as f:
+            f.write(content)
+        err = refused('--eval', '--data_dir', tree, '--load', calibrated, '--json', tmp_path / 'result.json')
+        assert message in err and names[30] in err
+    os.remove(broken)
+    assert names[30] in refused('--eval', '--data_dir', tree, '--load', calibrated, '--save_logits', tmp_path / 'logits.npz')
+    assert sorted(os.listdir(str(tmp_path))) == ['tree']
+
+
+def test_checkpoints_that_cannot_be_used(mini, calibrated, tmp_path):
+    flags = ['--eval', '--data_dir', mini]
+    assert 'no checkpoint' in refused(*(flags + ['--load', tmp_path / 'nothing']))
+    for suffix in ('.index', '.data-00000-of-00001'):
+        shutil.copy(calibrated + suffix, str(tmp_path / ('ghostnet_checkpoint' + suffix)))
+    copy = tmp_path / 'ghostnet_checkpoint'
+    data = tmp_path / 'ghostnet_checkpoint.data-00000-of-00001'
+    data.chmod(0o644)
+    whole = data.read_bytes()
+    data.write_bytes(whole[:10000000] + bytes([whole[10000000] ^ 1]) + whole[10000001:])
+    assert 'cannot be read at MobileNetV2/' in refused(*(flags + ['--load', copy]))
+    data.write_bytes(whole[:-1000])
+    assert 'cannot be read at MobileNetV2/' in refused(*(flags + ['--load', copy]))
+
+
+@pytest.mark.parametrize('flags, made_with', [
+    (['--width_ratio', '0.5'], '--width_ratio 1\n'),
+    (['--se', '0'], '--se 3\n'),
+    (['--dw_code_str', ','.join(['5'] * 19)], '--dw_code_str ' + ','.join(['3'] * 19) + '\n'),
+    (['--ratio_code_str', ','.join(['4'] * 19)], '--ratio_code_str ' + ','.join(['2'] * 19) + '\n'),
+])
+def test_checkpoint_of_another_network(mini, calibrated, flags, made_with):
+    err = refused('--eval', '--data_dir', mini, '--load', calibrated, *flags)
+    assert 'does not fit the model' in err and 'in the checkpoint' in err and err.endswith('it was made with ' + made_with)
+
+
+def test_checkpoint_of_another_number_of_classes(digits, calibrated):
+    err = refused('--eval', '--data_dir', digits, '--load', calibrated)
+    assert 'Conv2d_1c_1x1/W is (1, 1, 1280, 1000) in the checkpoint, (1, 1, 1280, 10) in the model' in err
+    assert '--data_dir of a tree with 1000 classes, this one has 10' in err
+
+
+def test_results_that_cannot_be_written(mini, calibrated, tmp_path):
+    for flag in ('--json', '--save_logits'):
+        assert 'cannot write' in refused('--eval', '--data_dir', mini, '--load', calibrated, flag, tmp_path / 'no' / 'file')
+
+
+@pytest.mark.parametrize('package, version, message', [
+    ('tensorflow', '1.4.0', 'TensorFlow 1.4.0 is not supported: use TensorFlow 1.13'),
+    ('tensorflow', '2.3.0', 'TensorFlow 2.3.0 is not supported'),
+    ('tensorflow', None, "the package 'tensorflow' is missing: install"),
+    ('tensorpack', None, "the package 'tensorpack' is missing: install"),
+])
+def test_unsupported_or_missing_packages(tmp_path, package, version, message):
+    (tmp_path / package).mkdir()
+    source = "__version__ = '%s'" % version if version else "raise ImportError('no', name='%s')" % package
+    (tmp_path / package / '__init__.py').write_text(source + '\n')
+    run = subprocess.run([sys.executable, os.path.join(ROOT, 'main.py'), '--eval', '--data_dir', '.', '--load', 'x'],
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
+                         env=dict(os.environ, PYTHONPATH=str(tmp_path)))
+    assert run.returncode == 2 and message in run.stderr and run.stderr.count('\n') == 1, run.stderr
+
+
+def test_a_python_that_is_too_old_is_told_so():
+    """main.py must compile there to say it. Without a Python 2 at hand, its check is at least where it must be."""
+    with open(os.path.join(ROOT, 'main.py')) as f:
+        source = f.read()
+    assert source.index('sys.version_info < (3, 6)') < source.index('import argparse')
+    for name in ('python2.7', 'python2'):
+        try:
+            version = subprocess.run([name, '--version'], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        except OSError:
+            continue
+        if version.returncode == 0:
+            run = subprocess.run([name, os.path.join(ROOT, 'main.py'), '--eval'], stderr=subprocess.PIPE)
+            assert run.returncode == 2 and b'is not supported: use CPython 3.6' in run.stderr
+
+
+def test_nchw_gives_the_same_or_says_why_not(mini, calibrated, tmp_path):
+    """oneDNN builds (TensorFlow 2) compute channels first on a CPU, TensorFlow 1.13.1's Eigen kernels do not."""
+    tree = link_tree(mini, tmp_path / 'tree')
+    shorten(tree, 30)
+    flags = ['--eval', '--data_dir', tree, '--load', calibrated, '--json', tmp_path / 'result.json', '--data-format']
+    assert run_main(*(flags + ['NHWC']))[0] == 0
+    nhwc = json.loads((tmp_path / 'result.json').read_text())
+    status, _, err = run_main(*(flags + ['NCHW']))
+    if status == 0:
+        nchw = json.loads((tmp_path / 'result.json').read_text())
+        assert (nchw['wrong_top1'], nchw['wrong_top5']) == (nhwc['wrong_top1'], nhwc['wrong_top5'])
+    else:
+        assert status == 2 and '--data-format NHWC' in err and err.count('\n') == 1
+
+
+def test_training_starts_learns_and_saves_what_eval_takes(digits, tmp_path):
+    """Three epochs on a few digits: the loss falls, and the last checkpoint evaluates to the error that was logged."""
+    tree = tmp_path / 'tree'
+    shutil.copytree(digits, str(tree))
+    for name, count in (('train', 64), ('val', 32)):
+        lists = tree / 'caffe_ilsvrc12' / (name + '.txt')
+        lists.write_text('\n'.join(lists.read_text().splitlines()[:count]) + '\n')
+    log_dir = tmp_path / 'log'
+    flags = ['--train', '--data_dir', tree, '--batch', 16, '--epochs', 3, '--seed', 1]
+    status, _, err = run_main(*(flags + ['--log_dir', log_dir]))
+    assert status == 0, err
+    stats = json.loads((log_dir / 'stats.json').read_text())
+    assert len(stats) == 3 and stats[-1]['xentropy-loss'] < stats[0]['xentropy-loss']
+    for checkpoint in ('model-12', 'ghostnet_checkpoint'):    # with what it takes to go on, and without
+        _, result, _ = evaluate(str(tree), str(log_dir / checkpoint), tmp_path)
+        assert result['wrong_top1'] == round(stats[-1]['val-error-top1'] * 32)
+    assert 'another run' in refused(*(flags + ['--log_dir', log_dir]))
+
+    # An image that cannot be read ends the training; Tensorpack's thread alone would let it seem to end well.
+    first = (tree / 'caffe_ilsvrc12' / 'train.txt').read_text().split()[0]
+    (tree / 'train' / first).write_bytes(b'no image')
+    status, _, err = run_main(*(flags + ['--log_dir', tmp_path / 'other']))
+    assert status == 2 and err.splitlines()[-1].startswith('main.py: ') and first in err.splitlines()[-1]
+    assert 'Traceback' not in err and not (tmp_path / 'other' / 'ghostnet_checkpoint.index').exists()
