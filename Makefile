@@ -1,20 +1,20 @@
 # Two commands for a fresh machine: `make eval` and `make test`. `make test-tf1` runs the tests on the stack of the publication.
 VENV := .venv
 VENV_TF1 := .venv-tf1
-DIGITS := data/digits/caffe_ilsvrc12/val.txt
 
 IMAGE := ghostnet-tf1
 LOAD := models/ghostnet_checkpoint
 
 .PHONY: eval test test-tf1 test-docker reproduce clean
 
-eval: $(VENV)/installed $(DIGITS)
+eval: $(VENV)/installed
+	$(VENV)/bin/python data/digits/prepare.py
 	$(VENV)/bin/python main.py --eval $(ARGS)
 
-test: $(VENV)/installed $(DIGITS)
+test: $(VENV)/installed
 	$(VENV)/bin/python -m pytest tests $(ARGS)
 
-test-tf1: $(VENV_TF1)/installed $(DIGITS)
+test-tf1: $(VENV_TF1)/installed
 	$(VENV_TF1)/bin/python -m pytest tests $(ARGS)
 
 # Builds the era's image and runs it as its users do, the tests among them.
@@ -33,7 +33,7 @@ $(VENV)/installed: requirements.txt
 		$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && break; python=; \
 	done; \
 	[ -n "$$python" ] || { echo "make: no CPython 3.10 to 3.13 found: install one, or name it with PYTHON=..." >&2; exit 2; }; \
-	echo "Creating $(VENV) with $$($$python --version) and installing requirements.txt (about 2 GB, a few minutes)"; \
+	echo "Creating $(VENV) with $$($$python --version) and installing requirements.txt (about 2.5 GB, a few minutes)"; \
 	$$python -m venv --clear $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
@@ -48,9 +48,6 @@ $(VENV_TF1)/installed: requirements-tf1.txt
 	$(VENV_TF1)/bin/python -m pip install --quiet --disable-pip-version-check pip==21.3.1
 	$(VENV_TF1)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-tf1.txt
 	touch $@
-
-$(DIGITS): data/digits/prepare.py
-	$(firstword $(wildcard $(VENV)/bin/python $(VENV_TF1)/bin/python)) data/digits/prepare.py
 
 clean:
 	rm -rf $(VENV) $(VENV_TF1) data/digits/train data/digits/val data/digits/caffe_ilsvrc12

@@ -72,8 +72,8 @@ def layer_costs(model):
 
 def architecture(shapes):
     """The arguments of GhostNet that show in a checkpoint: `shapes` is {variable name: shape}, None if it is no GhostNet."""
-    def shape(*names):
-        return next((shapes['MobileNetV2/' + name] for name in names if 'MobileNetV2/' + name in shapes), None)
+    def shape(name):
+        return shapes.get('MobileNetV2/' + name)
 
     last, head = shape('Conv2d_%d/W' % (len(ROWS) - 1)), shape('Logits/Conv2d_1c_1x1/W')
     if last is None or head is None:
@@ -81,7 +81,7 @@ def architecture(shapes):
     cheap = [shape('Conv2d_%d_up_pointwise/dw1/DW' % i) for i, row in enumerate(ROWS) if isinstance(row, Bottleneck)]
     cheap += [cheap[-1]] * (CODE_LENGTH - len(cheap))
     return {
-        'num_classes': head[-1], 'width': round(last[-1] / ROWS[-1].depth, 2), 'se': 3 if any('_se/' in n for n in shapes) else 0,
+        'num_classes': head[-1], 'width': last[-1] / ROWS[-1].depth, 'se': 3 if any('_se/' in n for n in shapes) else 0,
         'dw_code': [kernel[0] if kernel else 3 for kernel in cheap],
         'ratio_code': [kernel[-1] + 1 if kernel else 1 for kernel in cheap]}
 

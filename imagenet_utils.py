@@ -12,6 +12,9 @@ import os
 import re
 import sys
 import time
+import zlib
+
+from tf_compat import tf    # before all else that imports TensorFlow or OpenCV
 
 import cv2
 import numpy as np
@@ -29,8 +32,6 @@ from tensorpack.train import SimpleTrainer, TrainConfig, launch_train_with_confi
 from tensorpack.utils import logger
 from tensorpack.utils.utils import get_tqdm
 
-from tf_compat import tf
-
 IMAGE_SIZE = 224
 META = 'caffe_ilsvrc12'
 # The last part of the name of every variable that belongs to a model; what training adds (slots, counters) ends otherwise.
@@ -47,15 +48,16 @@ def quiet_logger():
 
 
 def check_writable(path):
-    """Raises InputError if a file cannot be written there: better now than after an hour."""
-    folder = os.path.dirname(os.path.abspath(path))
-    if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-        raise InputError("cannot write %s: name a file in a folder that exists and can be written to" % path)
+    """Raises InputError if `whole_file` cannot write there: better now than after an hour."""
+    folder = os.path.dirname(os.path.realpath(path))
+    if not path or (os.path.exists(path) and not os.path.isfile(path)) or not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError("cannot write '%s': name a file in a folder that exists and can be written to" % path)
 
 
 @contextlib.contextmanager
 def whole_file(path):
     """A binary file that appears at `path` when it is whole, or not at all."""
+    path = os.path.realpath(path)    # a link stays, and its target is replaced
     temporary = '%s.%d.tmp' % (path, os.getpid())
     try:
         with open(temporary, 'wb') as f:
@@ -70,7 +72,7 @@ def whole_file(path):
 
 # ---------------------------------------------------------------------------------------------------------------- images
 
-JPEG_MARKER = re.compile(b'\xff+([\x01-\xcf\xd8-\xfe])')    # in compressed data, ff00 and ffd0 to ffd7 are no end
+JPEG_MARKER = re.compile(b'\xff([\x01-\xcf\xd8-\xfe])')    # in compressed data, ff00 and ffd0 to ffd7 are no end
 
 
 def jpeg_is_whole(data):
@@ -84,17 +86,21 @@ def jpeg_is_whole(data):
         code = ord(marker.group(1))
         if code == 0xd9:
             return True
-        if 0xc0 <= code <= 0xcf or 0xda <= code <= 0xef or code == 0xfe:    # a segment with its length; else stray bytes
-            position += int.from_bytes(data[position:position + 2], 'big')
+        if 0xc0 <= code <= 0xcf or 0xda <= code <= 0xef or code == 0xfe:    # a segment with its length
+            end = position + int.from_bytes(data[position:position + 2], 'big')
+            position = end if end < len(data) else position    # else stray bytes in the compressed data
 
 
 def png_is_whole(data):
-    """Whether the PNG in bytes `data` goes on to its IEND chunk."""
+    """Whether the PNG in bytes `data` goes on to its IEND chunk, and all its chunks have the right CRC."""
     position = 8
     while position + 12 <= len(data):
+        end = position + 8 + int.from_bytes(data[position:position + 4], 'big')
+        if zlib.crc32(data[position + 4:end]) != int.from_bytes(data[end:end + 4], 'big'):
+            return False
         if data[position + 4:position + 8] == b'IEND':
             return True
-        position += 12 + int.from_bytes(data[position:position + 4], 'big')
+        position = end + 4
     return False
 
 
@@ -115,7 +121,7 @@ def read_image(path):
     except (IOError, OSError) as error:
         raise InputError("cannot read the image %s: %s" % (path, error.strerror))
     if (data[:2] == b'\xff\xd8' and not jpeg_is_whole(data)) or (data[:4] == b'\x89PNG' and not png_is_whole(data)):
-        raise InputError("the image %s is truncated: get it anew" % path)
+        raise InputError("the image %s is truncated or broken: get it anew" % path)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error:
@@ -134,7 +140,7 @@ def eval_augmentors():
 
 def read_lines(path):
     try:
-        with open(path, encoding='utf-8') as f:
+        with open(path, encoding='utf-8-sig') as f:
             return [line.strip() for line in f]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError("cannot read %s (%s): an ILSVRC12 tree has %s/ with synsets.txt, val.txt and train.txt"
@@ -168,7 +174,7 @@ def read_list(data_dir, name):
     listing = os.path.join(data_dir, META, name + '.txt')
     listed = []
     for number, line in enumerate(read_lines(listing), 1):
-        fields = re.match(r'(\S+)\s+(-?\d+)$', line)
+        fields = re.match(r'([^\s\0]+)\s+(-?\d+)$', line)
         if fields is None:
             raise InputError("%s, line %d: '%s' is not of the form '<file> <label>'" % (listing, number, line[:80]))
         label = int(fields.group(2))
@@ -301,7 +307,7 @@ def train_dataflow(images, batch, smallest_area, seed=None):
     """Endless DataFlow of [uint8 (batch, 224, 224, 3), int (batch,)]."""
     ds = OrderedThreadMap(
         RepeatedData(ShuffledImages(images, seed), -1), cores(),
-        lambda datapoint: [augment(read_image(datapoint[0]), datapoint[2], smallest_area), datapoint[1]], 2 * batch)
+        lambda datapoint: [augment(read_image(datapoint[0]), datapoint[2], smallest_area), datapoint[1]], 4 * cores())
     return BatchData(ds, batch)
 
 
@@ -313,7 +319,7 @@ def eval_dataflow(images, batch):
     """
     augmentors = eval_augmentors()
     ds = OrderedThreadMap(DataFromList(images, shuffle=False), cores(),
-                          lambda datapoint: [augmentors.augment(read_image(datapoint[0])), datapoint[1]], 4 * batch)
+                          lambda datapoint: [augmentors.augment(read_image(datapoint[0])), datapoint[1]], 2 * batch)
     return BatchData(ds, batch, remainder=True)
 
 
@@ -408,7 +414,7 @@ class CheckpointRestore(DictRestore):
                 values[name] = reader.get_tensor(name)
         except Exception as error:    # tf.errors, but in TensorFlow 2 also IndexError, RuntimeError and others
             raise InputError("the checkpoint %s cannot be read%s: get it anew (%s)" % (
-                path, '' if name is None else ' at ' + name, str(error).splitlines()[0][:200]))
+                path, '' if name is None else ' at ' + name, (str(error).splitlines() or [repr(error)])[0][:200]))
         self.values = {name: value for name, value in values.items() if MODEL_VARIABLE.search(name)}
         super(CheckpointRestore, self).__init__(self.values)
 
@@ -507,7 +513,7 @@ class LearningRate(HyperParamSetter):
 
 
 class SaveWeights(Callback):
-    """Saves the model variables alone as checkpoint `path` when training has ended."""
+    """Saves the model variables alone as checkpoint `path` after the last epoch."""
 
     def __init__(self, path):
         self.path = path
@@ -515,8 +521,9 @@ class SaveWeights(Callback):
     def _setup_graph(self):
         self.saver = tf.train.Saver([v for v in tf.global_variables() if MODEL_VARIABLE.search(v.op.name)])
 
-    def _after_train(self):
-        self.saver.save(tf.get_default_session(), self.path, write_meta_graph=False, write_state=False)
+    def _trigger_epoch(self):
+        if self.epoch_num == self.trainer.max_epoch:
+            self.saver.save(tf.get_default_session(), self.path, write_meta_graph=False, write_state=False)
 
 
 class KeepError(ProxyDataFlow):
@@ -528,16 +535,16 @@ class KeepError(ProxyDataFlow):
         try:
             for datapoint in self.ds:
                 yield datapoint
-        except InputError as error:
+        except Exception as error:
             self.error = error
             raise DataFlowTerminated()
 
 
-def train(model, train_images, val_images, batch, epochs, log_dir, session_init=None, seed=None):
+def train(model, train_images, val_images, batch, epochs, smallest_area, log_dir, session_init=None, seed=None):
     """Trains with Tensorpack's SimpleTrainer by the published recipe (`learning_rate`), validating every epoch.
 
-    Writes Tensorpack's log, its checkpoints to resume from, and at the end ``ghostnet_checkpoint`` with the model variables
-    alone into folder `log_dir`.
+    Writes Tensorpack's log, the last two checkpoints with all that training needs, and at the end ``ghostnet_checkpoint`` with
+    the model variables alone into folder `log_dir`. `smallest_area` is that of `augment`.
 
     Raises:
         InputError: there are fewer images than a batch has, an image cannot be read, or `log_dir` has another run's files.
@@ -550,7 +557,7 @@ def train(model, train_images, val_images, batch, epochs, log_dir, session_init=
     if seed is not None:
         tf.set_random_seed(seed)
     logger.set_logger_dir(log_dir, action='k')
-    smallest_area = 0.49 if model.width < 1 else 0.08
+    weights = os.path.join(log_dir, 'ghostnet_checkpoint')
     data = KeepError(train_dataflow(train_images, batch, smallest_area, seed))
     config = TrainConfig(
         model=model,
@@ -559,9 +566,9 @@ def train(model, train_images, val_images, batch, epochs, log_dir, session_init=
             LearningRate(lambda step: learning_rate(step, steps, epochs, model.lr, batch)),
             InferenceRunner(eval_dataflow(val_images, 32), [
                 ClassificationError('wrong-top1', 'val-error-top1'), ClassificationError('wrong-top5', 'val-error-top5')]),
-            ModelSaver(max_to_keep=2), SaveWeights(os.path.join(log_dir, 'ghostnet_checkpoint'))],
+            ModelSaver(max_to_keep=2), SaveWeights(weights)],
         session_init=session_init, session_creator=session_creator(), steps_per_epoch=steps, max_epoch=epochs)
     with layout_explained(model):
         launch_train_with_config(config, SimpleTrainer())
-    if data.error is not None:
+    if data.error is not None and not os.path.exists(weights + '.index'):    # else it was read ahead of the end
         raise data.error

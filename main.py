@@ -8,6 +8,7 @@ if sys.version_info < (3, 6):    # before anything that such a Python cannot rea
     sys.exit(2)
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -26,22 +27,22 @@ class Parser(argparse.ArgumentParser):
 
 
 def number(kind, accept, what):
-    """An argparse type: a finite number of `kind` that `accept` accepts; `what` says which those are."""
+    """An argparse type: a number of `kind`, below 2**31, that `accept` accepts; `what` says which those are."""
     def parse(text):
         try:
             value = kind(text)
         except ValueError:
-            value = None
-        if value is None or not math.isfinite(value) or not accept(value):
+            value = math.nan
+        if not (value < 2 ** 31 and accept(value)):
             raise argparse.ArgumentTypeError("'%s' is not %s" % (text, what))
         return value
     return parse
 
 
 def code(text):
-    """An argparse type: positive integers, separated by commas; none stands for the published ones."""
-    positive = number(int, lambda n: n > 0, "a list of positive integers, such as 3,3,5")
-    return [positive(part) for part in text.split(',')] if text else None
+    """An argparse type: integers from 1 to 99, separated by commas; none stands for the published ones."""
+    entry = number(int, lambda n: 1 <= n <= 99, "an integer from 1 to 99 (a list has them separated by commas)")
+    return [entry(part) for part in text.split(',')] if text else None
 
 
 def parse_args():
@@ -61,7 +62,7 @@ def parse_args():
     data.add_argument('--save_logits', metavar='FILE.npz', help="write logits, labels and files of --eval there")
     data.add_argument('--log_dir', default='train_log', help="where --train writes log and checkpoints")
     run = parser.add_argument_group('how to run')
-    run.add_argument('--gpu', help="GPUs to use, such as 0 or 0,1; by default those that CUDA_VISIBLE_DEVICES names")
+    run.add_argument('--gpu', help="GPU that TensorFlow may use, such as 0; by default what CUDA_VISIBLE_DEVICES names")
     run.add_argument('--data-format', choices=['NHWC', 'NCHW'], default='NHWC', help="layout inside the network")
     run.add_argument('--eval_batch', type=positive, default=32, help="images a step in evaluation; changes speed only")
     net = parser.add_argument_group('network')
@@ -102,15 +103,17 @@ def parse_args():
         args.load = PUBLISHED_CHECKPOINT
     if not args.eval and (args.json is not None or args.save_logits is not None):
         parser.error("--json and --save_logits go with --eval")
-    for flag in ('dw_code_str', 'ratio_code_str'):
-        given = getattr(args, flag)
-        if given and len(given) < 19:
-            sys.stderr.write("main.py: --%s has %d entries, and under 19 the published default is used instead\n" % (flag, len(given)))
+    if args.json is not None and args.save_logits is not None and os.path.realpath(args.json) == os.path.realpath(args.save_logits):
+        parser.error("--json and --save_logits name the same file")
     return args
 
 
 def build_model(args, num_classes):
-    from ghostnet import GhostNet
+    from ghostnet import CODE_LENGTH, GhostNet
+    for flag in ('dw_code_str', 'ratio_code_str'):
+        given = getattr(args, flag)
+        if given and len(given) < CODE_LENGTH:
+            print("--%s has %d entries; as published, under %d the default is used instead" % (flag, len(given), CODE_LENGTH))
     return GhostNet(num_classes, args.dw_code_str, args.ratio_code_str, args.se, args.data_format, args.width_ratio, args.lr,
                     args.weight_decay, args.dropout_keep_prob, args.label_smoothing)
 
@@ -126,7 +129,7 @@ def flags_to_change(model, shapes):
     if made_with['num_classes'] != model.num_classes:
         changes.append("--data_dir of a tree with %d classes, this one has %d" % (made_with['num_classes'], model.num_classes))
     if abs(made_with['width'] - model.width) >= 0.01:
-        changes.append("--width_ratio %g" % made_with['width'])
+        changes.append("--width_ratio %.4g" % made_with['width'])
     if (made_with['se'] > 0) != (model.se > 0):
         changes.append("--se %d" % made_with['se'])
     for name in ('dw_code', 'ratio_code'):
@@ -135,23 +138,33 @@ def flags_to_change(model, shapes):
     return "it was made with " + ' and '.join(changes) if changes else "no flag explains it"
 
 
-def evaluate(args):
+@contextlib.contextmanager
+def mismatch_explained(model):
+    """Adds the flags to change to what is said of a checkpoint that does not fit."""
+    from imagenet_utils import CheckpointMismatch
+    try:
+        yield
+    except CheckpointMismatch as error:
+        error.args = ("%s; %s" % (error, flags_to_change(model, error.shapes)),)
+        raise
+
+
+def run_eval(args):
     import cv2
     import numpy as np
     import tensorpack
-    from imagenet_utils import CheckpointMismatch, CheckpointRestore, check_writable, evaluate, read_images, read_list, read_synsets, whole_file
+    from imagenet_utils import CheckpointRestore, check_writable, evaluate, read_images, read_list, read_synsets, whole_file
     from tf_compat import TENSORFLOW_VERSION
 
     for path in (args.json, args.save_logits):
         if path is not None:
             check_writable(path)
+    files, labels = zip(*read_list(args.data_dir, 'val'))
     images = read_images(args.data_dir, 'val')
+    restore = CheckpointRestore(args.load)
     model = build_model(args, len(read_synsets(args.data_dir)))
-    try:
-        result = evaluate(model, CheckpointRestore(args.load), images, args.eval_batch)
-    except CheckpointMismatch as error:
-        error.args = ("%s; %s" % (error, flags_to_change(model, error.shapes)),)
-        raise
+    with mismatch_explained(model):
+        result = evaluate(model, restore, images, args.eval_batch)
     count, seconds = len(images), result['seconds']
     wrong_top1, wrong_top5 = result['wrong_top1'], result['wrong_top5']
     print("Top1 Error: %.6g" % (wrong_top1 / count))
@@ -159,7 +172,6 @@ def evaluate(args):
     print("%d images, of which wrong: %d by top-1, %d by top-5" % (count, wrong_top1, wrong_top5))
     print("%.1f images/s, %.1f seconds used" % (count / seconds, seconds))
     if args.save_logits is not None:
-        files, labels = zip(*read_list(args.data_dir, 'val'))
         with whole_file(args.save_logits) as f:
             np.savez(f, logits=result['logits'], labels=np.array(labels), files=np.array(files))
     if args.json is not None:
@@ -171,11 +183,15 @@ def evaluate(args):
                 'opencv': cv2.__version__}, indent=2).encode() + b'\n')
 
 
-def train(args):
+def run_train(args):
     from imagenet_utils import CheckpointRestore, read_images, read_synsets, train
-    train(build_model(args, len(read_synsets(args.data_dir))), read_images(args.data_dir, 'train'),
-          read_images(args.data_dir, 'val'), args.batch, args.epochs, args.log_dir,
-          CheckpointRestore(args.load) if args.load is not None else None, args.seed)
+    train_images, val_images = read_images(args.data_dir, 'train'), read_images(args.data_dir, 'val')
+    restore = CheckpointRestore(args.load) if args.load is not None else None
+    model = build_model(args, len(read_synsets(args.data_dir)))
+    with mismatch_explained(model):
+        # The published recipe crops less from images for narrow networks.
+        train(model, train_images, val_images, args.batch, args.epochs, 0.49 if args.width_ratio < 1 else 0.08, args.log_dir,
+              restore, args.seed)
 
 
 def print_costs(args):
@@ -207,9 +223,9 @@ def main():
         if args.flops:
             print_costs(args)
         if args.eval:
-            evaluate(args)
+            run_eval(args)
         if args.train:
-            train(args)
+            run_train(args)
     except (InputError, OSError) as error:
         return "main.py: %s" % error
     except KeyboardInterrupt:

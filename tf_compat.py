@@ -10,9 +10,11 @@ import warnings
 
 # TensorFlow 2.16 and later keep `tf.compat.v1.layers` only in tf-keras, and only if they are told before they are imported.
 os.environ['TF_USE_LEGACY_KERAS'] = '1'
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')    # what fails is raised as well; the log lines would bury ours
+# What fails is raised as well; their log lines would bury ours.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+os.environ.setdefault('OPENCV_LOG_LEVEL', 'SILENT')
 
-INSTALL = ("install the pinned packages, with 'make eval' or with 'pip install -r requirements.txt' "
+INSTALL = ("install the pinned packages, with 'make eval' or with 'pip install -r requirements.txt' on CPython 3.10 to 3.13 "
            "(requirements-tf1.txt on CPython 3.6)")
 SUPPORTED = "TensorFlow 1.13 to 1.15 with Tensorpack 0.9.7, or TensorFlow 2.16 to 2.21 with Tensorpack 0.11"
 
@@ -31,6 +33,10 @@ def _quiet_stderr():
         os.close(null)
 
 
+class Unsupported(ImportError):
+    """A version that cannot run GhostNet."""
+
+
 def _version(module):
     """(major, minor) of an imported package."""
     return tuple(int(part) for part in module.__version__.split('.')[:2])
@@ -39,15 +45,15 @@ def _version(module):
 def _check(tensorflow):
     version = _version(tensorflow)
     if not ((1, 13) <= version < (2, 0) or (2, 16) <= version):
-        raise ImportError("TensorFlow %s is not supported: use %s; %s" % (tensorflow.__version__, SUPPORTED, INSTALL))
+        raise Unsupported("TensorFlow %s is not supported: use %s; %s" % (tensorflow.__version__, SUPPORTED, INSTALL))
     if version >= (2, 0):
         try:
             import tf_keras  # noqa: F401
         except ImportError:
-            raise ImportError("TensorFlow %s needs the package tf-keras: %s" % (tensorflow.__version__, INSTALL))
+            raise Unsupported("TensorFlow %s needs the package tf-keras: %s" % (tensorflow.__version__, INSTALL))
     import tensorpack.libinfo
     if version >= (2, 0) and _version(tensorpack.libinfo) < (0, 11):
-        raise ImportError("Tensorpack %s does not run on TensorFlow %s: use %s; %s" % (
+        raise Unsupported("Tensorpack %s does not run on TensorFlow %s: use %s; %s" % (
             tensorpack.libinfo.__version__, tensorflow.__version__, SUPPORTED, INSTALL))
 
 
@@ -57,10 +63,13 @@ try:
     _check(tensorflow)
     from tensorpack.compat import tfv1 as tf
     import cv2, tabulate, tqdm    # noqa: E401, F401  (so that it is told here if one is missing)
-except ImportError as error:
-    if getattr(error, 'name', None):    # some package is missing; a message of ours has no name
-        raise ImportError("the package '%s' is missing: %s" % (error.name, INSTALL))
+except Unsupported:
     raise
+except ModuleNotFoundError as error:
+    raise ImportError("the package '%s' is missing: %s" % (error.name, INSTALL))
+except Exception as error:    # a library that cannot be loaded, or a version that does not go with the others
+    reason = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
+    raise ImportError("the packages cannot be imported (%s): %s" % (reason[-1].strip(), INSTALL))
 
 tf.disable_eager_execution()
 tf.logging.set_verbosity(tf.logging.ERROR)

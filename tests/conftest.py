@@ -14,6 +14,10 @@ sys.path.insert(0, ROOT)
 logging.getLogger('tensorpack').addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
+def pytest_configure(config):
+    config.addinivalue_line('markers', "slow: what takes most of the time; leave out with -m 'not slow'")
+
+
 @pytest.fixture(scope='session')
 def shared():
     """The folder of recorded outputs and real images, which a user's clone does not have."""

@@ -90,6 +90,22 @@ def test_what_is_no_image_is_refused(tmp_path, data):
         read(tmp_path, data)
 
 
+def test_damaged_but_whole_jpegs_are_read(tmp_path):
+    """Stray markers in the compressed data, even with a length that leads behind the end, do not hide the end."""
+    jpeg = encode(picture(), '.jpg')
+    assert jpeg.endswith(b'\xff\xd9') and imagenet_utils.jpeg_is_whole(jpeg)
+    for stray in (b'\xff\xff', b'\xff\xc4\xff\xff', b'\xff\xfe\x7f\xff', b'\xff\x01'):
+        assert imagenet_utils.jpeg_is_whole(jpeg[:-2] + stray + jpeg[-2:])
+    assert read(tmp_path, jpeg[:-2] + b'\xff\xff\xff' + jpeg[-2:]).shape == (60, 90, 3)
+
+
+def test_a_png_with_a_flipped_bit_is_refused(tmp_path):
+    png = bytearray(encode(picture(), '.png'))
+    png[len(png) // 2] ^= 4
+    with pytest.raises(InputError, match='broken'):
+        read(tmp_path, bytes(png))
+
+
 def test_missing_image_and_folder_are_refused(tmp_path):
     with pytest.raises(InputError, match='cannot read the image'):
         imagenet_utils.read_image(str(tmp_path / 'nothing.JPEG'))
@@ -122,6 +138,7 @@ def test_a_tree_may_be_flat_or_in_synset_folders(tmp_path):
     (dict(listing='a.JPEG\n'), 'line 1.*<file> <label>'),
     (dict(listing='a.JPEG zero\n'), 'line 1.*<file> <label>'),
     (dict(listing='a.JPEG 0 0\n'), 'line 1.*<file> <label>'),
+    (dict(listing='a\0.JPEG 0\n'), 'line 1.*<file> <label>'),
     (dict(listing='a.JPEG 0\nb.JPEG 2\n'), 'line 2: label 2'),
     (dict(listing='a.JPEG -1\n'), 'line 1: label -1'),
     (dict(listing='a.JPEG 0\nc.JPEG 1\n'), 'the image c.JPEG is missing.*line 2'),

@@ -5,10 +5,12 @@ import shutil
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 
 from conftest import ROOT, run_main
+from tf_compat import TENSORFLOW_VERSION
 
 
 def evaluate(data_dir, checkpoint, tmp_path, *flags):
@@ -62,6 +64,7 @@ def test_calibrated_checkpoint_counts_as_recorded(mini, calibrated, tmp_path):
     assert saved['labels'].tolist() == [int(label) for _, label in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('batch', [1, 7, 300])
 def test_neither_batch_nor_layout_of_val_changes_the_counts(mini, calibrated, tmp_path, batch):
     tree = link_tree(mini, tmp_path / 'flat')
@@ -79,6 +82,7 @@ def test_digits_come_along(digits, tmp_path):
         assert '%(wrong_top1)d wrong by top-1 and %(wrong_top5)d by top-5 of %(images)d\n' % expected in f.read()
 
 
+@pytest.mark.slow
 def test_eval_without_other_flags_takes_the_digits(tmp_path):
     """On a copy of the sources: first without the prepared digits, then with them, cut to a few for speed."""
     for name in os.listdir(ROOT):
@@ -101,6 +105,7 @@ def test_eval_without_other_flags_takes_the_digits(tmp_path):
     assert status == 0 and '20 images' in out, err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('width, multiply_adds, parameters, paper', [
     (1, '141.2 M', '5,183,016', '141 M 5.2 M'), (0.5, '42.3 M', '2,588,232', '42 M 2.6 M'),
     (1.3, '227.0 M', '7,352,622', '226 M 7.3 M')])
@@ -124,6 +129,9 @@ def test_flops(width, multiply_adds, parameters, paper):
     (['--eval', '--width_ratio', 'wide'], "--width_ratio: 'wide'"),
     (['--eval', '--dw_code_str', '3,three,3'], "--dw_code_str: 'three'"),
     (['--eval', '--dw_code_str', '3,,3'], '--dw_code_str'),
+    (['--eval', '--dw_code_str', '3,100000000000000000000'], '--dw_code_str'),
+    (['--eval', '--batch', '1' + '0' * 400], '--batch'),
+    (['--eval', '--json', 'x.json', '--save_logits', './x.json'], 'the same file'),
     (['--eval', '--ratio_code_str', '2,0'], "--ratio_code_str: '0'"),
     (['--eval', '--eval_batch', '0'], "--eval_batch: '0'"),
     (['--eval', '--batch', '-1'], "--batch: '-1'"),
@@ -150,7 +158,8 @@ def test_trees_that_cannot_be_used(mini, calibrated, tmp_path):
     broken = os.path.join(tree, 'val', names[30])
     data = open(broken, 'rb').read()
     os.remove(broken)
-    for content, message in [(data[:len(data) // 2], 'truncated'), (b'no image', 'not an image')]:
+    bmp = cv2.imencode('.bmp', np.zeros((300, 300, 3), np.uint8))[1].tobytes()
+    for content, message in [(data[:len(data) // 2], 'truncated'), (bmp[:len(bmp) // 2], 'broken'), (b'no image', 'not an image')]:
         with open(broken, 'wb') as f:
             f.write(content)
         err = refused('--eval', '--data_dir', tree, '--load', calibrated, '--json', tmp_path / 'result.json')
@@ -175,6 +184,7 @@ def test_checkpoints_that_cannot_be_used(mini, calibrated, tmp_path):
     assert 'cannot be read at MobileNetV2/' in refused(*(flags + ['--load', copy]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('flags, made_with', [
     (['--width_ratio', '0.5'], '--width_ratio 1\n'),
     (['--se', '0'], '--se 3\n'),
@@ -186,26 +196,31 @@ def test_checkpoint_of_another_network(mini, calibrated, flags, made_with):
     assert 'does not fit the model' in err and 'in the checkpoint' in err and err.endswith('it was made with ' + made_with)
 
 
+@pytest.mark.slow
 def test_checkpoint_of_another_number_of_classes(digits, calibrated):
     err = refused('--eval', '--data_dir', digits, '--load', calibrated)
     assert 'Conv2d_1c_1x1/W is (1, 1, 1280, 1000) in the checkpoint, (1, 1, 1280, 10) in the model' in err
     assert '--data_dir of a tree with 1000 classes, this one has 10' in err
 
 
+@pytest.mark.slow
 def test_results_that_cannot_be_written(mini, calibrated, tmp_path):
-    for flag in ('--json', '--save_logits'):
-        assert 'cannot write' in refused('--eval', '--data_dir', mini, '--load', calibrated, flag, tmp_path / 'no' / 'file')
+    for path in (tmp_path / 'no' / 'file', '', '/dev/null', tmp_path):
+        assert 'cannot write' in refused('--eval', '--data_dir', mini, '--load', calibrated, '--json', path)
 
 
 @pytest.mark.parametrize('package, version, message', [
     ('tensorflow', '1.4.0', 'TensorFlow 1.4.0 is not supported: use TensorFlow 1.13'),
     ('tensorflow', '2.3.0', 'TensorFlow 2.3.0 is not supported'),
     ('tensorflow', None, "the package 'tensorflow' is missing: install"),
+    ('cv2', 'broken', "cannot be imported (libGL.so.1: cannot open)"),
     ('tensorpack', None, "the package 'tensorpack' is missing: install"),
 ])
 def test_unsupported_or_missing_packages(tmp_path, package, version, message):
     (tmp_path / package).mkdir()
-    source = "__version__ = '%s'" % version if version else "raise ImportError('no', name='%s')" % package
+    source = "__version__ = '%s'" % version if version else "raise ModuleNotFoundError('no', name='%s')" % package
+    if version == 'broken':
+        source = "raise ImportError('no\\nlibGL.so.1: cannot open', name='cv2')"
     (tmp_path / package / '__init__.py').write_text(source + '\n')
     run = subprocess.run([sys.executable, os.path.join(ROOT, 'main.py'), '--eval', '--data_dir', '.', '--load', 'x'],
                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
@@ -214,20 +229,19 @@ def test_unsupported_or_missing_packages(tmp_path, package, version, message):
 
 
 def test_a_python_that_is_too_old_is_told_so():
-    """main.py must compile there to say it. Without a Python 2 at hand, its check is at least where it must be."""
-    with open(os.path.join(ROOT, 'main.py')) as f:
-        source = f.read()
-    assert source.index('sys.version_info < (3, 6)') < source.index('import argparse')
-    for name in ('python2.7', 'python2'):
+    found = None
+    for name in ('python2.7', os.path.expanduser('~/.pyenv/versions/2.7.18/bin/python2.7')):
         try:
-            version = subprocess.run([name, '--version'], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            run = subprocess.run([name, os.path.join(ROOT, 'main.py'), '--eval'], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         except OSError:
             continue
-        if version.returncode == 0:
-            run = subprocess.run([name, os.path.join(ROOT, 'main.py'), '--eval'], stderr=subprocess.PIPE)
-            assert run.returncode == 2 and b'is not supported: use CPython 3.6' in run.stderr
+        found = found or (run if b'main.py' in run.stderr else None)    # a pyenv shim may have no Python behind it
+    if found is None:
+        pytest.skip("needs a Python 2.7")
+    assert found.returncode == 2 and b'is not supported: use CPython 3.6' in found.stderr and found.stderr.count(b'\n') == 1
 
 
+@pytest.mark.slow
 def test_nchw_gives_the_same_or_says_why_not(mini, calibrated, tmp_path):
     """oneDNN builds (TensorFlow 2) compute channels first on a CPU, TensorFlow 1.13.1's Eigen kernels do not."""
     tree = link_tree(mini, tmp_path / 'tree')
@@ -236,13 +250,15 @@ def test_nchw_gives_the_same_or_says_why_not(mini, calibrated, tmp_path):
     assert run_main(*(flags + ['NHWC']))[0] == 0
     nhwc = json.loads((tmp_path / 'result.json').read_text())
     status, _, err = run_main(*(flags + ['NCHW']))
-    if status == 0:
+    if not TENSORFLOW_VERSION.startswith('1.'):
+        assert status == 0, err
         nchw = json.loads((tmp_path / 'result.json').read_text())
         assert (nchw['wrong_top1'], nchw['wrong_top5']) == (nhwc['wrong_top1'], nhwc['wrong_top5'])
     else:
         assert status == 2 and '--data-format NHWC' in err and err.count('\n') == 1
 
 
+@pytest.mark.slow
 def test_training_starts_learns_and_saves_what_eval_takes(digits, tmp_path):
     """Three epochs on a few digits: the loss falls, and the last checkpoint evaluates to the error that was logged."""
     tree = tmp_path / 'tree'

@@ -1,0 +1,61 @@
+"""The era's image as its users run it. `make test-docker` builds it and names it in GHOSTNET_IMAGE."""
+import os
+import subprocess
+
+import pytest
+
+IMAGE = os.environ.get('GHOSTNET_IMAGE')
+pytestmark = pytest.mark.skipif(not IMAGE, reason="needs GHOSTNET_IMAGE, an image that `make test-docker` builds")
+HARDENED = ['--read-only', '--tmpfs', '/tmp', '--network', 'none', '--user', '12345']
+
+
+def docker_run(*args, **kwargs):
+    """Runs the image with docker flags `flags` and `args`; returns (exit status, stdout, stderr)."""
+    run = subprocess.run(['docker', 'run', '--rm'] + kwargs.get('flags', []) + [IMAGE] + [str(arg) for arg in args],
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=900)
+    return run.returncode, run.stdout, run.stderr
+
+
+@pytest.fixture
+def mounts(mini, calibrated):
+    return ['-v', mini + ':/data:ro', '-v', os.path.dirname(calibrated) + ':/models:ro']
+
+
+@pytest.mark.parametrize('flags', [[], HARDENED], ids=['plain', 'hardened'])
+def test_nothing_mounted_reproduces_the_digits(flags):
+    status, out, err = docker_run(flags=flags)
+    assert status == 0 and out.splitlines()[-1] == 'EXACT', err
+
+
+@pytest.mark.parametrize('counts, verdict, status', [
+    ((218, 131), 'EXACT', 0), ((220, 131), 'WITHIN', 0), ((218, 160), 'DIFFERENT', 1)])
+def test_reproduce(mounts, counts, verdict, status):
+    found = docker_run('reproduce', '--wrong_top1', counts[0], '--wrong_top5', counts[1], flags=mounts + HARDENED)
+    assert found[0] == status and found[1].splitlines()[-1] == verdict, found[2]
+
+
+def test_reproduce_that_cannot_run(mounts):
+    status, out, err = docker_run('reproduce', flags=mounts)    # neither the published checkpoint nor 50,000 images
+    assert status == 2 and out == '' and err == "reproduce: the tree /data has 300 validation images, not 50000\n"
+    status, _, err = docker_run('reproduce', '--images', 300, flags=mounts)
+    assert status == 2 and 'is not the published file' in err
+    status, _, err = docker_run('reproduce')
+    assert status == 2 and 'there is no folder /data' in err and err.count('\n') == 1
+
+
+def test_other_arguments_go_to_main(mounts):
+    status, out, err = docker_run('--eval', '--data_dir', '/data', '--load', '/models/ghostnet_checkpoint', flags=mounts)
+    assert status == 0 and '300 images, of which wrong: 218 by top-1, 131 by top-5' in out, err
+    assert docker_run('--eval', '--load', 'x')[0] == 2
+
+
+def test_the_test_suite_passes_inside(shared):
+    flags = ['-v', shared + ':/shared:ro', '--entrypoint', 'python', '--tmpfs', '/tmp:exec', '--read-only']
+    status, out, err = docker_run('-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'tests', flags=flags)
+    assert status == 0, out[-3000:] + err[-1000:]
+
+
+def test_size():
+    """Uncompressed, at most 1.5 GB."""
+    size = subprocess.check_output(['docker', 'image', 'inspect', '--format', '{{.Size}}', IMAGE])
+    assert int(size) <= 1.5e9
