@@ -120,7 +120,8 @@ def read_image(path):
             data = f.read()
     except (IOError, OSError) as error:
         raise InputError("cannot read the image %s: %s" % (path, error.strerror))
-    if (data[:2] == b'\xff\xd8' and not jpeg_is_whole(data)) or (data[:4] == b'\x89PNG' and not png_is_whole(data)):
+    if (data[:2] == b'\xff\xd8' and not jpeg_is_whole(data)) or (data[:4] == b'\x89PNG' and not png_is_whole(data)) \
+            or (data[:2] == b'BM' and int.from_bytes(data[2:6], 'little') > len(data)):
         raise InputError("the image %s is truncated or broken: get it anew" % path)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
