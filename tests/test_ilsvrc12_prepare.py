@@ -26,6 +26,8 @@ DEVKIT_DATA = 'ILSVRC2012_devkit_t12/data/'
 FIELDS = ['ILSVRC2012_ID', 'WNID', 'words', 'gloss', 'num_children', 'children', 'wordnet_height', 'num_train_images']
 Archives = collections.namedtuple('Archives', 'devkit val train')
 
+pytestmark = pytest.mark.slow
+
 
 def run_prepare(*args, **kwargs):
     """Runs prepare.py and returns (exit status, stdout, stderr)."""
@@ -373,14 +375,12 @@ def damage_unfinished(tree):
     return 'the tree is not finished'
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('damage', [damage_missing, damage_truncated, damage_other_label])
 def test_check_names_what_is_wrong(small, tmp_path, damage):
     shutil.copytree(small[1], str(tmp_path / 'tree'))
     assert damage(tmp_path / 'tree') in refused('--check', tmp_path / 'tree')
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('damage', [damage_no_image, damage_no_label, damage_unlisted, damage_twice, damage_words,
                                     damage_unfinished])
 def test_check_names_what_else_is_wrong(small, tmp_path, damage):
@@ -395,7 +395,6 @@ def test_check_names_what_else_is_wrong(small, tmp_path, damage):
     assert said in str(error.value)
 
 
-@pytest.mark.slow
 def test_check_takes_every_sound_tree(mini, digits):
     """Validation images without folders, training images with names of another form, other kinds of images."""
     for tree in (mini, digits):
@@ -410,7 +409,6 @@ def files_in(tree):
     return sum(len(files) for _, _, files in os.walk(str(tree)))
 
 
-@pytest.mark.slow
 def test_twenty_kills_leave_no_trace(tmp_path):
     def image(seed):
         return random.Random(seed).getrandbits(8 * 6000).to_bytes(6000, 'big')

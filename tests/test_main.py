@@ -150,6 +150,7 @@ def test_impossible_flags(flags, message):
     assert message in refused(*flags)
 
 
+@pytest.mark.slow
 def test_trees_that_cannot_be_used(mini, calibrated, tmp_path):
     assert 'nowhere' in refused('--eval', '--data_dir', tmp_path / 'nowhere', '--load', calibrated)
     tree = link_tree(mini, tmp_path / 'tree')

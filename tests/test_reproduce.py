@@ -30,6 +30,7 @@ def test_verdicts(mini, calibrated, counts, verdict, status):
     assert 'top-1 wrong of 300' in found[1] and '%+d' % (131 - counts[1]) in found[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('args, message', [
     (['--images', 300], 'is not the published file'),
     ([], 'has 300 validation images, not 50000'),
@@ -43,6 +44,7 @@ def test_what_cannot_run(mini, calibrated, args, message):
     assert status == 2 and out == '' and message in err and err.count('\n') == 1, err
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_no_ghostnet(mini, tmp_path, calibrated):
     shutil.copy(calibrated + '.index', str(tmp_path / 'half.index'))
     status, _, err = reproduce('--data_dir', mini, '--load', tmp_path / 'half', '--wrong_top1', 0, '--wrong_top5', 0)
