@@ -40,7 +40,7 @@ def read_manifest(path):
     try:
         for entry in manifest['files']:
             entry['name'], entry['bytes'], entry['git_blob']
-        manifest['checkpoint'], manifest['expected']['images']
+        manifest['checkpoint'], [manifest['expected'][name] for name in ('images', 'wrong_top1', 'wrong_top5')]
     except (KeyError, TypeError):
         raise ValueError("%s is no manifest of a checkpoint, such as models/published.json" % path)
     return manifest

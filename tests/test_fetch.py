@@ -48,7 +48,7 @@ def server(calibrated, tmp_path):
     server = http.server.HTTPServer(('127.0.0.1', 0), Handler)
     server.folder, server.requests, server.misbehave = os.path.dirname(calibrated), [], lambda handler: False
     address = 'http://127.0.0.1:%d/' % server.server_port
-    manifest = {'checkpoint': 'ghostnet_checkpoint', 'expected': {'images': 300}, 'files': [
+    manifest = {'checkpoint': 'ghostnet_checkpoint', 'expected': {'images': 300, 'wrong_top1': 218, 'wrong_top5': 131}, 'files': [
         {'name': name, 'address': address + name, 'bytes': os.path.getsize(os.path.join(server.folder, name)),
          'git_blob': fetch.git_blob(os.path.join(server.folder, name))} for name in NAMES]}
     server.manifest = str(tmp_path / 'manifest.json')
@@ -217,3 +217,13 @@ def test_every_flipped_bit_is_found_and_its_tensor_named(calibrated, tmp_path):
 def test_a_checkpoint_of_another_network_does_not_pass():
     with pytest.raises(fetch.FetchError, match='does not fit'):
         fetch.verify_tensors(os.path.join(ROOT, 'models', 'digits_checkpoint'))
+
+
+@pytest.mark.parametrize('missing', ['images', 'wrong_top1', 'wrong_top5'])
+def test_a_manifest_without_a_count_is_none(tmp_path, missing):
+    with open(os.path.join(ROOT, 'models', 'published.json')) as f:
+        manifest = json.load(f)
+    del manifest['expected'][missing]
+    (tmp_path / 'manifest.json').write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match='no manifest'):
+        fetch.read_manifest(str(tmp_path / 'manifest.json'))
