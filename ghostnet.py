@@ -100,11 +100,12 @@ class GhostNet(ImageNetModel):
         weight_decay (float): factor of half the sum of the squared kernels.
         dropout_keep_prob (float): probability of keeping an input of the last layer in training.
         label_smoothing (float): share of the target that is spread over all classes.
+        freeze_bn (bool): in training too, BN uses its stored statistics, and none of its variables change.
     """
 
     def __init__(self, num_classes=1000, dw_code=None, ratio_code=None, se=3, data_format='NHWC', width=1.0, lr=0.1,
-                 weight_decay=4e-5, dropout_keep_prob=0.8, label_smoothing=0.1):
-        super(GhostNet, self).__init__(data_format, lr, weight_decay, label_smoothing)
+                 weight_decay=4e-5, dropout_keep_prob=0.8, label_smoothing=0.1, freeze_bn=False):
+        super(GhostNet, self).__init__(data_format, lr, weight_decay, label_smoothing, freeze_bn)
         self.num_classes = num_classes
         self.dw_code = bottleneck_code(dw_code, 3)
         self.ratio_code = bottleneck_code(ratio_code, 2)
@@ -138,7 +139,8 @@ class GhostNet(ImageNetModel):
         if image.dtype == tf.uint8:
             image = self.image_preprocess(image)
         with argscope([Conv2D, DepthConv, GhostModule, SELayer, BatchNorm], data_format=self.data_format), \
-                argscope(Conv2D, kernel_initializer=kernel_initializer), tf.variable_scope('MobileNetV2'):
+                argscope(Conv2D, kernel_initializer=kernel_initializer), \
+                argscope(BatchNorm, training=False if self.freeze_bn else None), tf.variable_scope('MobileNetV2'):
             x, in_depth = image, None
             codes = iter(zip(self.dw_code, self.ratio_code))
             for i, row in enumerate(ROWS):

@@ -1,4 +1,5 @@
 """What every ImageNet model here shares: the ILSVRC12 data and its preprocessing, loss and errors, checkpoints, evaluation.
+(Training has its own room, training.py.)
 
 Images are uint8 (H, W, 3) in BGR, as OpenCV reads them.
 """
@@ -6,6 +7,7 @@ import collections
 import concurrent.futures
 import contextlib
 import glob
+import itertools
 import logging
 import math
 import os
@@ -19,23 +21,22 @@ from tf_compat import tf    # before all else that imports TensorFlow or OpenCV
 import cv2
 import numpy as np
 from tensorpack import ModelDesc
-from tensorpack.callbacks import Callback, ClassificationError, HyperParamSetter, InferenceRunner, ModelSaver
-from tensorpack.dataflow import BatchData, DataFlow, DataFlowTerminated, DataFromList, ProxyDataFlow, RepeatedData, imgaug
-from tensorpack.input_source import QueueInput
+from tensorpack.dataflow import BatchData, DataFlow, DataFromList, ProxyDataFlow, imgaug
 from tensorpack.models import regularize_cost
 from tensorpack.predict import OfflinePredictor, PredictConfig
 from tensorpack.tfutils import DictRestore
+from tensorpack.tfutils.gradproc import ScaleGradient
+from tensorpack.tfutils.optimizer import apply_grad_processors
 from tensorpack.tfutils.sesscreate import NewSessionCreator
 from tensorpack.tfutils.summary import add_moving_summary
 from tensorpack.tfutils.tower import get_current_tower_context
-from tensorpack.train import SimpleTrainer, TrainConfig, launch_train_with_config
-from tensorpack.utils import logger
 from tensorpack.utils.utils import get_tqdm
 
 IMAGE_SIZE = 224
 META = 'caffe_ilsvrc12'
 # The last part of the name of every variable that belongs to a model; what training adds (slots, counters) ends otherwise.
 MODEL_VARIABLE = re.compile('(^|/)(W|DW|b|beta|gamma|EMA)$')
+ALL_BUT_LAST_LAYER = re.compile('^(?!.*/Logits/).*' + MODEL_VARIABLE.pattern)
 
 
 class InputError(Exception):
@@ -245,35 +246,32 @@ class OrderedThreadMap(ProxyDataFlow):
             pool.shutdown()
 
 
-def augment(image, rng, smallest_area):
-    """A training sample, uint8 (224, 224, 3) BGR: random area crop, colours in random order, horizontal flip.
-
-    Brightness, contrast and saturation are all linear in the colours of a pixel, so that the three together are one affine
-    map. It is applied at once: nothing is clipped in between, and no copy in float is made.
-
-    Args:
-        image (np.ndarray): uint8 (H, W, 3) BGR.
-        rng (np.random.RandomState): the only source of chance.
-        smallest_area (float): the smallest share of the image's area that a crop may have.
-    """
-    height, width = image.shape[:2]
+def random_crop(height, width, rng, smallest_area):
+    """A crop of an image of `height` x `width` pixels, (x, y, width, height), or None if none of ten tries fits."""
     for _ in range(10):
         area = rng.uniform(smallest_area, 1) * height * width
         aspect = rng.uniform(0.75, 1.333)
-        w, h = int(np.sqrt(area * aspect) + 0.5), int(np.sqrt(area / aspect) + 0.5)
+        w, h = int(math.sqrt(area * aspect) + 0.5), int(math.sqrt(area / aspect) + 0.5)
         if rng.uniform() < 0.5:
             w, h = h, w
         if 0 < h <= height and 0 < w <= width:
-            x, y = rng.randint(width - w + 1), rng.randint(height - h + 1)
-            image = cv2.resize(image[y:y + h, x:x + w], (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_CUBIC)
-            break
-    else:
-        image = imgaug.AugmentorList([imgaug.ResizeShortestEdge(IMAGE_SIZE, cv2.INTER_CUBIC),
-                                      imgaug.CenterCrop((IMAGE_SIZE, IMAGE_SIZE))]).augment(image)
+            return rng.randint(width - w + 1), rng.randint(height - h + 1), w, h
+    return None
 
+
+def random_colours(mean, rng):
+    """Brightness, contrast and saturation in random order, each by a factor from 0.6 to 1.4, as one affine map.
+
+    All three are linear in the colours of a pixel, so that they can be applied at once: nothing is clipped in between, and no
+    copy in float is made.
+
+    Args:
+        mean (np.ndarray): mean colour of the image, (3,), BGR.
+    Returns:
+        np.ndarray: (3, 4), for ``cv2.transform``: a matrix and, in the last column, an offset.
+    """
     grey = np.array([0.114, 0.587, 0.299])
     matrix, offset = np.eye(3), np.zeros(3)    # colour -> matrix . colour + offset
-    mean = np.array(cv2.mean(image)[:3])
     for change in rng.permutation(3):
         factor = rng.uniform(0.6, 1.4)
         if change == 0:      # brightness
@@ -284,32 +282,56 @@ def augment(image, rng, smallest_area):
         else:                # saturation, about the pixel's grey
             saturate = factor * np.eye(3) + (1 - factor) * np.tile(grey, (3, 1))
             matrix, offset = saturate.dot(matrix), saturate.dot(offset)
-    image = cv2.transform(image, np.column_stack([matrix, offset]))
+    return np.column_stack([matrix, offset])
+
+
+def augment(image, rng, smallest_area):
+    """A training sample, uint8 (224, 224, 3) BGR: random area crop, colours in random order, horizontal flip.
+
+    Args:
+        image (np.ndarray): uint8 (H, W, 3) BGR.
+        rng (np.random.RandomState): the only source of chance.
+        smallest_area (float): the smallest share of the image's area that a crop may have.
+    """
+    crop = random_crop(image.shape[0], image.shape[1], rng, smallest_area)
+    if crop is not None:
+        x, y, w, h = crop
+        image = cv2.resize(image[y:y + h, x:x + w], (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_CUBIC)
+    else:
+        image = imgaug.AugmentorList([imgaug.ResizeShortestEdge(IMAGE_SIZE, cv2.INTER_CUBIC),
+                                      imgaug.CenterCrop((IMAGE_SIZE, IMAGE_SIZE))]).augment(image)
+    image = cv2.transform(image, random_colours(np.array(cv2.mean(image)[:3]), rng))
     return cv2.flip(image, 1) if rng.uniform() < 0.5 else image
 
 
 class ShuffledImages(DataFlow):
-    """[path, label, random state] of every image, in another order each epoch; `seed` fixes orders and random states."""
+    """Endless [path, label, random state]: all images in one order, then all in another; `seed` fixes orders and random states.
 
-    def __init__(self, images, seed):
-        self.images = images
-        self.rng = np.random.RandomState(seed)
+    Step s takes the s-th `batch` of this stream, wherever an epoch of the images ends, and each of `workers` an equal, own
+    part of it. So a run that is resumed at `step` sees what it would have seen, and N workers together see what one would.
+    """
 
-    def __len__(self):
-        return len(self.images)
+    def __init__(self, images, seed, batch, step=0, worker=0, workers=1):
+        self.images, self.seed, self.batch, self.step, self.worker, self.workers = images, seed, batch, step, worker, workers
 
     def __iter__(self):
-        for index in self.rng.permutation(len(self.images)):
-            path, label = self.images[index]
-            yield [path, label, np.random.RandomState(self.rng.randint(2 ** 31))]
+        share, shuffled = self.batch // self.workers, None
+        for step in itertools.count(self.step):
+            start = step * self.batch + self.worker * share
+            for position in range(start, start + share):
+                epoch, index = divmod(position, len(self.images))
+                if epoch != shuffled:
+                    shuffled, order = epoch, np.random.RandomState([self.seed, epoch]).permutation(len(self.images))
+                path, label = self.images[order[index]]
+                yield [path, label, np.random.RandomState([self.seed, epoch, index])]
 
 
-def train_dataflow(images, batch, smallest_area, seed=None):
-    """Endless DataFlow of [uint8 (batch, 224, 224, 3), int (batch,)]."""
+def train_dataflow(images, smallest_area, threads):
+    """Endless DataFlow of [uint8 (share of a batch, 224, 224, 3), int (share,)], from `images`, a ShuffledImages."""
     ds = OrderedThreadMap(
-        RepeatedData(ShuffledImages(images, seed), -1), cores(),
-        lambda datapoint: [augment(read_image(datapoint[0]), datapoint[2], smallest_area), datapoint[1]], 4 * cores())
-    return BatchData(ds, batch)
+        images, threads, lambda datapoint: [augment(read_image(datapoint[0]), datapoint[2], smallest_area), datapoint[1]],
+        4 * threads)
+    return BatchData(ds, images.batch // images.workers)
 
 
 def eval_dataflow(images, batch):
@@ -332,12 +354,13 @@ class ImageNetModel(ModelDesc):
     Args: see ghostnet.GhostNet.
     """
 
-    def __init__(self, data_format, lr, weight_decay, label_smoothing):
+    def __init__(self, data_format, lr, weight_decay, label_smoothing, freeze_bn):
         super(ImageNetModel, self).__init__()
         self.data_format = data_format
         self.lr = lr
         self.weight_decay = weight_decay
         self.label_smoothing = label_smoothing
+        self.freeze_bn = freeze_bn
 
     def get_logits(self, image):
         """Logits, float32 (N, classes), of images as ``image_preprocess`` takes them, or as it returns them."""
@@ -370,7 +393,7 @@ class ImageNetModel(ModelDesc):
         loss = tf.add((1 - smoothing) * xentropy, smoothing * uniform, name='xentropy-loss')
         if not get_current_tower_context().is_training:
             return loss
-        decay = regularize_cost('.*/W$', tf.nn.l2_loss, name='l2_loss') * self.weight_decay
+        decay = tf.multiply(regularize_cost('.*/W$', tf.nn.l2_loss, name='l2_loss'), self.weight_decay, name='weight-decay')
         cost = tf.add(loss, decay, name='cost')
         add_moving_summary(loss, decay, cost, *[tf.reduce_mean(w, name='train-error-top%d' % k) for w, k in zip(wrong, (1, 5))])
         return cost
@@ -378,13 +401,14 @@ class ImageNetModel(ModelDesc):
     def optimizer(self):
         lr = tf.get_variable('learning_rate', initializer=float(self.lr), trainable=False)
         tf.summary.scalar('learning_rate-summary', lr)
-        return tf.train.MomentumOptimizer(lr, 0.9, use_nesterov=True)
+        optimizer = tf.train.MomentumOptimizer(lr, 0.9, use_nesterov=True)
+        return apply_grad_processors(optimizer, [ScaleGradient(('.*/(gamma|beta)', 0), verbose=False)]) if self.freeze_bn else optimizer
 
 
 # ----------------------------------------------------------------------------------------------------------- checkpoints
 
 class CheckpointMismatch(InputError):
-    """A checkpoint is sound, but of another model. `shapes` has its model variables: {name: shape}."""
+    """A checkpoint is sound, but of another model. `shapes` has all its model variables: {name: shape}."""
 
     def __init__(self, message, shapes):
         super(CheckpointMismatch, self).__init__(message)
@@ -396,17 +420,18 @@ class CheckpointRestore(DictRestore):
 
     Args:
         path (str): the checkpoint's prefix, or one of its files.
+        names: compiled pattern of the variables to restore. All of them must be there, and no other such ones.
     Raises:
         InputError: a file is missing, or a tensor unreadable (TensorFlow checks the CRC of each).
-        CheckpointMismatch: when the session is made, if the model variables are not exactly those of the graph.
+        CheckpointMismatch: when the session is made, if these variables are not exactly those of the graph.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, names=MODEL_VARIABLE):
         path = re.sub(r'\.(index|meta|data-\d{5}-of-\d{5})$', '', path)
         for name in (path + '.index', path + '.data-00000-of-*'):
             if not glob.glob(glob.escape(path) + name[len(path):]):
                 raise InputError("there is no checkpoint %s: its file %s is missing" % (path, name))
-        self.path = path
+        self.path, self.names = path, names
         name = None
         try:
             reader = tf.train.NewCheckpointReader(path)
@@ -416,26 +441,51 @@ class CheckpointRestore(DictRestore):
         except Exception as error:    # tf.errors, but in TensorFlow 2 also IndexError, RuntimeError and others
             raise InputError("the checkpoint %s cannot be read%s: get it anew (%s)" % (
                 path, '' if name is None else ' at ' + name, (str(error).splitlines() or [repr(error)])[0][:200]))
-        self.values = {name: value for name, value in values.items() if MODEL_VARIABLE.search(name)}
+        self.shapes = {name: value.shape for name, value in values.items() if MODEL_VARIABLE.search(name)}
+        self.values = {name: value for name, value in values.items() if names.search(name)}
         super(CheckpointRestore, self).__init__(self.values)
 
     def _setup_graph(self):
-        graph = {v.op.name: tuple(v.shape.as_list()) for v in tf.global_variables() if MODEL_VARIABLE.search(v.op.name)}
+        graph = {v.op.name: tuple(v.shape.as_list()) for v in tf.global_variables() if self.names.search(v.op.name)}
         found = {name: value.shape for name, value in self.values.items()}
         wrong = sorted(name for name in set(graph) | set(found) if graph.get(name) != found.get(name))
         if wrong:
             raise CheckpointMismatch("the checkpoint %s does not fit the model in %d of %d variables: %s%s" % (
                 self.path, len(wrong), len(set(graph) | set(found)),
                 '; '.join('%s is %s in the checkpoint, %s in the model' % (name, found.get(name, 'absent'), graph.get(name, 'absent'))
-                          for name in wrong[:3]), '; ...' if len(wrong) > 3 else ''), found)
+                          for name in wrong[:3]), '; ...' if len(wrong) > 3 else ''), self.shapes)
+
+
+def save_checkpoint(session, saver, path):
+    """Saves what `saver` knows as checkpoint `path`. Its index appears last, when all is on the disk: without, it is none."""
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, 'unfinished-' + name)
+    saver.save(session, temporary, write_meta_graph=False, write_state=False)
+    files = sorted(glob.glob(glob.escape(temporary) + '.*'))    # .data-00000-of-00001, .index
+    for file in files:
+        with open(file, 'rb+') as f:
+            os.fsync(f.fileno())
+    for file in files:
+        os.replace(file, path + file[len(temporary):])
+    descriptor = os.open(folder or '.', os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def save_values(values, path):
+    """Saves `values`, {variable name: array}, as checkpoint `path`."""
+    with tf.Graph().as_default(), tf.Session(config=tf.ConfigProto(device_count={'GPU': 0})) as session:
+        variables = [tf.get_variable(name, initializer=value) for name, value in sorted(values.items())]
+        session.run(tf.global_variables_initializer())
+        save_checkpoint(session, tf.train.Saver(variables), path)
 
 
 # ------------------------------------------------------------------------------------------------------------ evaluation
 
-def session_creator():
+def session_creator(threads):
     """Tensorpack's, with as many threads within an operation as there are cores: its own default, one, is for GPUs."""
     creator = NewSessionCreator()
-    creator.config.intra_op_parallelism_threads = cores()
+    creator.config.intra_op_parallelism_threads = threads
     return creator
 
 
@@ -463,7 +513,7 @@ def evaluate(model, session_init, images, batch):
         dict: ``logits`` float32 (N, classes) in the order of `images`, ``wrong_top1`` and ``wrong_top5`` (counts), ``seconds``.
     """
     predictor = OfflinePredictor(PredictConfig(
-        model=model, session_init=session_init, session_creator=session_creator(),
+        model=model, session_init=session_init, session_creator=session_creator(cores()),
         input_names=['input', 'label'], output_names=['logits', 'wrong-top1', 'wrong-top5']))
     logits, wrong_top1, wrong_top5 = [], 0, 0
     start = time.time()
@@ -480,96 +530,3 @@ def evaluate(model, session_init, images, batch):
             wrong_top5 += int(top5.sum())
             progress.update(len(label))
     return {'logits': np.concatenate(logits), 'wrong_top1': wrong_top1, 'wrong_top5': wrong_top5, 'seconds': time.time() - start}
-
-
-# -------------------------------------------------------------------------------------------------------------- training
-
-def learning_rate(step, steps_per_epoch, epochs, lr, batch):
-    """The published recipe: `lr` per 256 images, linear warm-up from a quarter of it, cosine to zero, stepped every iteration.
-
-    At batch 1024 that is 0.1 to 0.4 over five epochs. Runs of under 25 epochs warm up for a fifth of them.
-    """
-    peak = lr * batch / 256.0
-    warmup = min(5, epochs // 5) * steps_per_epoch
-    if step < warmup:
-        return peak * (0.25 + 0.75 * step / warmup)
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (epochs * steps_per_epoch - warmup)))
-
-
-class LearningRate(HyperParamSetter):
-    """Sets the variable ``learning_rate`` before every step, to `schedule(step)`."""
-
-    def __init__(self, schedule):
-        super(LearningRate, self).__init__('learning_rate')
-        self.schedule = schedule
-
-    def _get_value_to_set(self):
-        return self.schedule(self.global_step)
-
-    def _trigger_epoch(self):
-        pass
-
-    def _before_run(self, _):
-        self.trigger()
-
-
-class SaveWeights(Callback):
-    """Saves the model variables alone as checkpoint `path` after the last epoch."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def _setup_graph(self):
-        self.saver = tf.train.Saver([v for v in tf.global_variables() if MODEL_VARIABLE.search(v.op.name)])
-
-    def _trigger_epoch(self):
-        if self.epoch_num == self.trainer.max_epoch:
-            self.saver.save(tf.get_default_session(), self.path, write_meta_graph=False, write_state=False)
-
-
-class KeepError(ProxyDataFlow):
-    """Keeps in `error` what ended a dataflow: Tensorpack's enqueueing thread drops it, and training would seem to end well."""
-
-    error = None
-
-    def __iter__(self):
-        try:
-            for datapoint in self.ds:
-                yield datapoint
-        except Exception as error:
-            self.error = error
-            raise DataFlowTerminated()
-
-
-def train(model, train_images, val_images, batch, epochs, smallest_area, log_dir, session_init=None, seed=None):
-    """Trains with Tensorpack's SimpleTrainer by the published recipe (`learning_rate`), validating every epoch.
-
-    Writes Tensorpack's log, the last two checkpoints with all that training needs, and at the end ``ghostnet_checkpoint`` with
-    the model variables alone into folder `log_dir`. `smallest_area` is that of `augment`.
-
-    Raises:
-        InputError: there are fewer images than a batch has, an image cannot be read, or `log_dir` has another run's files.
-    """
-    if os.path.exists(os.path.join(log_dir, 'checkpoint')):
-        raise InputError("--log_dir %s has the checkpoints of another run: name another folder, or remove it" % log_dir)
-    steps = len(train_images) // batch
-    if not steps:
-        raise InputError("--batch %d is more than the %d training images" % (batch, len(train_images)))
-    if seed is not None:
-        tf.set_random_seed(seed)
-    logger.set_logger_dir(log_dir, action='k')
-    weights = os.path.join(log_dir, 'ghostnet_checkpoint')
-    data = KeepError(train_dataflow(train_images, batch, smallest_area, seed))
-    config = TrainConfig(
-        model=model,
-        data=QueueInput(data, queue=tf.FIFOQueue(4, [spec.dtype for spec in model.inputs()])),
-        callbacks=[
-            LearningRate(lambda step: learning_rate(step, steps, epochs, model.lr, batch)),
-            InferenceRunner(eval_dataflow(val_images, 32), [
-                ClassificationError('wrong-top1', 'val-error-top1'), ClassificationError('wrong-top5', 'val-error-top5')]),
-            ModelSaver(max_to_keep=2), SaveWeights(weights)],
-        session_init=session_init, session_creator=session_creator(), steps_per_epoch=steps, max_epoch=epochs)
-    with layout_explained(model):
-        launch_train_with_config(config, SimpleTrainer())
-    if data.error is not None and not os.path.exists(weights + '.index'):    # else it was read ahead of the end
-        raise data.error

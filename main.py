@@ -18,6 +18,7 @@ ROOT = os.path.dirname(os.path.abspath(__file__))
 DIGITS = os.path.join(ROOT, 'data', 'digits')
 DIGITS_CHECKPOINT = os.path.join(ROOT, 'models', 'digits_checkpoint')
 PUBLISHED_CHECKPOINT = os.path.join(ROOT, 'models', 'ghostnet_checkpoint')
+IMAGENET_IMAGES = 1281167    # in ILSVRC12's training set
 PAPER = {0.5: ('42', '2.6'), 1.0: ('141', '5.2'), 1.3: ('226', '7.3')}    # paper, table 7: millions at each width
 
 
@@ -53,6 +54,7 @@ def parse_args():
     job.add_argument('--eval', action='store_true',
                      help="evaluate --load on the validation images; without any other flag, the digits that come along")
     job.add_argument('--train', action='store_true', help="train by the published recipe")
+    job.add_argument('--lr_schedule', action='store_true', help="print the learning rate of each epoch of --train, and exit")
     job.add_argument('--flops', type=number(int, lambda n: n in (0, 1), "0 or 1"), default=0,
                      help="1: print multiply-adds and parameters by layer group")
     data = parser.add_argument_group('data and results')
@@ -60,9 +62,12 @@ def parse_args():
     data.add_argument('--load', help="checkpoint; for --eval by default models/ghostnet_checkpoint")
     data.add_argument('--json', metavar='FILE', help="write the result of --eval there")
     data.add_argument('--save_logits', metavar='FILE.npz', help="write logits, labels and files of --eval there")
-    data.add_argument('--log_dir', default='train_log', help="where --train writes log and checkpoints")
+    data.add_argument('--log_dir', default='train_log', help="folder of the run that --train makes: checkpoints, log, curves")
     run = parser.add_argument_group('how to run')
-    run.add_argument('--gpu', help="GPU that TensorFlow may use, such as 0; by default what CUDA_VISIBLE_DEVICES names")
+    run.add_argument('--gpu', help="GPUs that TensorFlow may use, such as 0 or 0,1; --train uses all of them. By default one")
+    run.add_argument('--towers', type=positive, help="--train: so many replicas on the CPU, as if on so many GPUs")
+    run.add_argument('--trainer', choices=['replicated', 'horovod'], default='replicated',
+                     help="horovod: under horovodrun, on several machines")
     run.add_argument('--data-format', choices=['NHWC', 'NCHW'], default='NHWC', help="layout inside the network")
     run.add_argument('--eval_batch', type=positive, default=32, help="images a step in evaluation; changes speed only")
     net = parser.add_argument_group('network')
@@ -74,7 +79,7 @@ def parse_args():
                      help="kernel sizes of the cheap operations, 19 integers separated by commas")
     net.add_argument('--ratio_code_str', type=code, default='', metavar='CODE', help="ratios of the ghost modules, likewise")
     train = parser.add_argument_group('training')
-    train.add_argument('--batch', type=positive, default=1024, help="images a step")
+    train.add_argument('--batch', type=positive, default=1024, help="images a step, of all towers and workers together")
     train.add_argument('--lr', type=number(float, lambda x: x > 0, "a number above 0"), default=0.1,
                        help="learning rate for 256 images a step; it is scaled with --batch")
     train.add_argument('--epochs', type=positive, default=400, help="epochs")
@@ -83,20 +88,27 @@ def parse_args():
     train.add_argument('--label_smoothing', type=share, default=0.1, help="share of the target that is spread over all classes")
     train.add_argument('--dropout_keep_prob', type=number(float, lambda x: 0 < x <= 1, "a number above 0, at most 1"),
                        default=0.8, help="probability of keeping an input of the last layer")
+    train.add_argument('--finetune', action='store_true', help="take all but the last layer from --load, for other classes")
+    train.add_argument('--freeze_bn', action='store_true', help="BN keeps the statistics, scale and offset of --load")
+    train.add_argument('--resume', action='store_true', help="go on after the last checkpoint in --log_dir, if there is one")
     train.add_argument('--seed', type=number(int, lambda n: 0 <= n < 2 ** 31, "an integer from 0"),
                        help="fixes initial weights, order and augmentation")
     args = parser.parse_args()
 
     if args.eval and args.train:
         parser.error("--eval and --train exclude each other: name one")
-    if not (args.eval or args.train or args.flops):
-        parser.error("nothing to do: name --eval, --train or --flops 1")
+    if not (args.eval or args.train or args.flops or args.lr_schedule):
+        parser.error("nothing to do: name --eval, --train, --lr_schedule or --flops 1")
     if args.gpu is not None and not all(part.strip().isdigit() for part in args.gpu.split(',')):
         parser.error("argument --gpu: '%s' is not a list of GPU numbers, such as 0 or 0,1" % args.gpu)
     if args.eval and args.data_dir is None and args.load is None:
         args.data_dir, args.load = DIGITS, DIGITS_CHECKPOINT
         if not os.path.isdir(os.path.join(DIGITS, 'caffe_ilsvrc12')):
             parser.error("the digits are not prepared: run 'python data/digits/prepare.py' (or 'make eval') first")
+    if args.finetune and args.load is None:
+        parser.error("--finetune needs --load, the checkpoint to start from")
+    if args.towers is not None and (args.gpu is not None or args.trainer == 'horovod'):
+        parser.error("--towers is for one machine's CPU: leave out %s" % ('--gpu' if args.gpu is not None else '--trainer horovod'))
     if (args.eval or args.train) and args.data_dir is None:
         parser.error("--data_dir is missing: name an ILSVRC12 tree, with train/, val/ and caffe_ilsvrc12/")
     if args.eval and args.load is None:
@@ -115,10 +127,10 @@ def build_model(args, num_classes):
         if given and len(given) < CODE_LENGTH:
             print("--%s has %d entries; as published, under %d the default is used instead" % (flag, len(given), CODE_LENGTH))
     return GhostNet(num_classes, args.dw_code_str, args.ratio_code_str, args.se, args.data_format, args.width_ratio, args.lr,
-                    args.weight_decay, args.dropout_keep_prob, args.label_smoothing)
+                    args.weight_decay, args.dropout_keep_prob, args.label_smoothing, args.freeze_bn)
 
 
-def flags_to_change(model, shapes):
+def flags_to_change(model, shapes, finetune):
     """What to say of a checkpoint with variables of these shapes that does not fit `model`: which flags it was made with."""
     import ghostnet
     made_with = ghostnet.architecture(shapes)
@@ -126,8 +138,9 @@ def flags_to_change(model, shapes):
         return "it is no GhostNet checkpoint"
     bottlenecks = sum(isinstance(row, ghostnet.Bottleneck) for row in ghostnet.ROWS)
     changes = []
-    if made_with['num_classes'] != model.num_classes:
-        changes.append("--data_dir of a tree with %d classes, this one has %d" % (made_with['num_classes'], model.num_classes))
+    if made_with['num_classes'] != model.num_classes and not finetune:
+        changes.append("--data_dir of a tree with %d classes, this one has %d (--train has --finetune for that)"
+                       % (made_with['num_classes'], model.num_classes))
     if abs(made_with['width'] - model.width) >= 0.01:
         changes.append("--width_ratio %.4g" % made_with['width'])
     if (made_with['se'] > 0) != (model.se > 0):
@@ -139,13 +152,13 @@ def flags_to_change(model, shapes):
 
 
 @contextlib.contextmanager
-def mismatch_explained(model):
+def mismatch_explained(model, finetune=False):
     """Adds the flags to change to what is said of a checkpoint that does not fit."""
     from imagenet_utils import CheckpointMismatch
     try:
         yield
     except CheckpointMismatch as error:
-        error.args = ("%s; %s" % (error, flags_to_change(model, error.shapes)),)
+        error.args = ("%s; %s" % (error, flags_to_change(model, error.shapes, finetune)),)
         raise
 
 
@@ -184,14 +197,40 @@ def run_eval(args):
 
 
 def run_train(args):
-    from imagenet_utils import CheckpointRestore, read_images, read_synsets, train
+    from imagenet_utils import read_images, read_synsets
+    from training import Stopped, train
     train_images, val_images = read_images(args.data_dir, 'train'), read_images(args.data_dir, 'val')
-    restore = CheckpointRestore(args.load) if args.load is not None else None
     model = build_model(args, len(read_synsets(args.data_dir)))
-    with mismatch_explained(model):
-        # The published recipe crops less from images for narrow networks.
-        train(model, train_images, val_images, args.batch, args.epochs, 0.49 if args.width_ratio < 1 else 0.08, args.log_dir,
-              restore, args.seed)
+    options = {'--' + flag: getattr(args, flag) for flag in (
+        'batch', 'dropout_keep_prob', 'dw_code_str', 'epochs', 'freeze_bn', 'label_smoothing', 'lr', 'ratio_code_str', 'se', 'seed',
+        'weight_decay', 'width_ratio')}
+    options.update({'number of classes': model.num_classes, 'number of training images': len(train_images)})
+    try:
+        with mismatch_explained(model, args.finetune):
+            # The published recipe crops less from images for narrow networks.
+            train(model, train_images, val_images, args.batch, args.epochs, 0.49 if args.width_ratio < 1 else 0.08, args.log_dir,
+                  options, args.load, args.finetune, len(args.gpu.split(',')) if args.gpu else 0, args.towers or 1,
+                  args.trainer == 'horovod', args.resume)
+    except Stopped as error:
+        sys.stderr.write("main.py: %s\n" % error)
+        sys.exit(128 + error.signum)
+
+
+def print_schedule(args):
+    import tabulate
+    from imagenet_utils import InputError, read_list
+    from training import learning_rate
+    images = IMAGENET_IMAGES if args.data_dir is None else len(read_list(args.data_dir, 'train'))
+    steps = images // args.batch
+    if not steps:
+        raise InputError("--batch %d is more than the %d training images" % (args.batch, images))
+    print("%d images, %d a step: %d steps an epoch, %d in all" % (images, args.batch, steps, steps * args.epochs))
+    rows = []
+    for epoch in range(args.epochs):
+        first, last = (learning_rate(step, steps, args.epochs, args.lr, args.batch) for step in (epoch * steps, (epoch + 1) * steps - 1))
+        rows.append((epoch + 1, epoch * steps, '%.6g' % first, (epoch + 1) * steps - 1, '%.6g' % last))
+    print(tabulate.tabulate(rows, headers=('epoch', 'first step', 'learning rate', 'last step', 'learning rate'), disable_numparse=True,
+                            colalign=('right',) * 5))
 
 
 def print_costs(args):
@@ -210,21 +249,23 @@ def print_costs(args):
 
 def main():
     args = parse_args()
-    if args.gpu is not None:
-        os.environ['CUDA_VISIBLE_DEVICES'] = args.gpu
+    if args.gpu is not None or args.towers is not None:
+        os.environ['CUDA_VISIBLE_DEVICES'] = args.gpu or ''
     try:
         import tf_compat    # noqa: F401  (before all else that imports TensorFlow)
         from imagenet_utils import InputError, quiet_logger
     except ImportError as error:
         return "main.py: %s" % error
     try:
-        if args.flops or args.eval:
+        if args.flops or args.eval or args.lr_schedule:
             quiet_logger()
         if args.flops:
             print_costs(args)
         if args.eval:
             run_eval(args)
-        if args.train:
+        if args.lr_schedule:
+            print_schedule(args)
+        elif args.train:
             run_train(args)
     except (InputError, OSError) as error:
         return "main.py: %s" % error

@@ -76,3 +76,12 @@ tf.logging.set_verbosity(tf.logging.ERROR)
 # Tensorpack calls layers by a method that tf-keras deprecates.
 warnings.filterwarnings('ignore', message='`layer.(apply|add_variable)` is deprecated')
 TENSORFLOW_VERSION = tensorflow.__version__
+
+
+def gpu_count():
+    """Number of GPUs that TensorFlow can use."""
+    try:
+        return len(tensorflow.config.experimental.list_physical_devices('GPU'))
+    except AttributeError:    # TensorFlow 1.13
+        from tensorflow.python.client import device_lib
+        return sum(device.device_type == 'GPU' for device in device_lib.list_local_devices())

@@ -58,6 +58,13 @@ def run_main(*args, **kwargs):
     return run.returncode, run.stdout, run.stderr
 
 
+def refused(*args, **kwargs):
+    """Runs main.py on bad input: exit status 2, nothing on stdout, one line on stderr, which is returned."""
+    status, out, err = run_main(*args, **kwargs)
+    assert status == 2 and out == '' and err.count('\n') == 1 and 'Traceback' not in err, (status, out, err)
+    return err
+
+
 def recorded_weight(name, shape, seed=0):
     """The weights behind the recorded logits (rule in the README of the recorded outputs)."""
     rng = np.random.RandomState((zlib.crc32(name.encode()) + seed) & 0xffffffff)

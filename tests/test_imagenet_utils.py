@@ -1,5 +1,7 @@
 """Reading, preprocessing and augmenting images, the ILSVRC12 tree, checkpoints, and the arithmetic around them."""
 import base64
+import itertools
+import math
 import os
 import shutil
 import struct
@@ -226,48 +228,89 @@ def test_colours_are_augmented_as_the_three_steps_one_by_one():
         assert np.abs(np.clip(colours, 0, 255) - result).max() <= 1.5
 
 
-def test_crops_and_flips_have_the_published_distribution():
-    """A picture that tells its coordinates shows where each crop came from."""
-    height, width = 240, 320
-    y, x = np.mgrid[:height, :width]
-    image = np.dstack([x * 255.0 / (width - 1), y * 255.0 / (height - 1), np.full((height, width), 128.0)]).astype(np.uint8)
-    areas, flips, rng = [], [], np.random.RandomState(0)
-    original, cv2.transform = cv2.transform, lambda source, matrix: source    # colours would blur the coordinates
-    try:
-        for _ in range(1500):
-            sample = imagenet_utils.augment(image, rng, 0.08).astype(float)
-            dx, dy = np.diff(sample[:, [4, -5], 0].mean(0))[0], np.diff(sample[[4, -5], :, 1].mean(1))[0]
-            areas.append(abs(dx) * dy / 255 ** 2 * (224 / 215.0) ** 2)
-            flips.append(dx < 0)
-    finally:
-        cv2.transform = original
-    # Crops that do not fit are drawn again, which favours small ones: uniform on [0.08, 1] would have a mean of 0.54.
-    assert abs(np.mean(flips) - 0.5) < 0.05
-    assert 0.07 < min(areas) < 0.12 and 0.9 < max(areas) < 1.05 and 0.4 < np.mean(areas) < 0.54
+def test_crops_have_the_published_distribution():
+    """10,000 crops against 10,000 of Tensorpack's augmentor, which the recipe names: Kolmogorov-Smirnov on their measures."""
+    from scipy.stats import ks_2samp
+    from tensorpack.dataflow import imgaug
+    height, width, count = 375, 500, 10000
+    for smallest_area in (0.08, 0.49):
+        rng = np.random.RandomState(1)
+        ours = [imagenet_utils.random_crop(height, width, rng, smallest_area) for _ in range(count)]
+        theirs, augmentor = [], imgaug.GoogleNetRandomCropAndResize((smallest_area, 1.0), (0.75, 1.333), 224)
+        augmentor.rng = np.random.RandomState(2)
+        blank = np.zeros((height, width, 3), np.uint8)
+        for _ in range(count):
+            crop = augmentor.get_transform(blank).tfms[0]
+            theirs.append((crop.x0, crop.y0, crop.w, crop.h) if hasattr(crop, 'x0') else None)
+        missing = [sum(crop is None for crop in crops) for crops in (ours, theirs)]
+        assert abs(missing[0] - missing[1]) < 5 * math.sqrt(max(missing) + 1)
+        for measure in (lambda x, y, w, h: w * h, lambda x, y, w, h: w / h, lambda x, y, w, h: x / (width - w + 1.0),
+                        lambda x, y, w, h: y / (height - h + 1.0)):
+            samples = [[measure(*crop) for crop in crops if crop is not None] for crops in (ours, theirs)]
+            assert ks_2samp(*samples).pvalue > 1e-3
+        areas = [crop[2] * crop[3] / (height * width) for crop in ours if crop is not None]
+        assert min(areas) > smallest_area * 0.99 and max(areas) <= 1
+
+
+def test_colours_have_the_published_distribution():
+    """The factors are found in 10,000 maps: on greys, saturation does nothing; between two colours, contrast has no offset."""
+    rng = np.random.RandomState(3)
+    mean, grey = np.array([100.0, 110.0, 120.0]), np.array([0.114, 0.587, 0.299])
+    maps = [imagenet_utils.random_colours(mean, rng) for _ in range(10000)]
+    # (1, 1, 1) is scaled by brightness and contrast, a colour without grey by all three.
+    both = np.array([m[:, :3].dot(np.ones(3))[0] for m in maps])
+    colour = np.cross(grey, [1.0, 2.0, 3.0])
+    saturation = np.array([m[:, :3].dot(colour).dot(colour) / colour.dot(colour) for m in maps]) / both
+    for factors, low, high in ((saturation, 0.6, 1.4), (both, 0.36, 1.96)):
+        assert low - 1e-9 <= factors.min() < low * 1.05 and high * 0.95 < factors.max() <= high + 1e-9
+        assert abs(factors.mean() - 1) < 0.01
+    assert abs(saturation.var() - 0.8 ** 2 / 12) < 0.002    # uniform
+    assert abs(both.var() - ((0.8 ** 2 / 12 + 1) ** 2 - 1)) < 0.005    # a product of two such
+    # In which order, tells the offset: contrast pulls to the mean grey before or after it was made brighter; three, evenly.
+    after = np.array([m[:, 3].dot(grey) for m in maps])
+    assert abs(after.mean()) < 0.7 and after.std() > 20
+
+
+def test_half_of_the_samples_are_flipped():
+    image = np.zeros((224, 224, 3), np.uint8)
+    image[:, 112:] = 200    # dark on the left
+    rng, flipped = np.random.RandomState(4), 0
+    for _ in range(10000):
+        sample = imagenet_utils.augment(image, rng, 0.9)[112, :, 0].astype(int)
+        flipped += sample[:20].sum() > sample[-20:].sum()
+    assert abs(flipped - 5000) < 5 * 50
+
+
+def test_shuffled_images_are_each_seen_once_an_epoch_and_go_on_where_they_were_left(tmp_path):
+    images = [[str(i), i] for i in range(10)]
+
+    def seen(count, *args):
+        return [(path, rng.randint(10 ** 9)) for path, _, rng in itertools.islice(iter(imagenet_utils.ShuffledImages(images, *args)), count)]
+
+    whole = seen(40, 7, 4)
+    orders = [[path for path, _ in whole[start:start + 10]] for start in range(0, 40, 10)]
+    assert all(sorted(order) == [str(i) for i in range(10)] for order in orders) and len(set(map(tuple, orders))) == 4
+    assert len(set(rng for _, rng in whole)) == 40    # no two samples are augmented alike
+    assert seen(16, 7, 4, 6) == whole[24:]    # from step 6
+    assert seen(40, 8, 4) != whole
+    workers = [seen(20, 7, 4, 0, worker, 2) for worker in (0, 1)]
+    both = [sample for step in range(10) for worker in workers for sample in worker[2 * step:2 * step + 2]]
+    assert both == whole    # together, what one worker would see
 
 
 def test_training_dataflow_repeats_with_a_seed(tmp_path):
     images = imagenet_utils.read_images(make_tree(tmp_path), 'val') * 8
 
     def batches(seed):
-        ds = imagenet_utils.train_dataflow(images, 5, 0.08, seed)
+        ds = imagenet_utils.train_dataflow(imagenet_utils.ShuffledImages(images, seed, 5), 0.08, 2)
         ds.reset_state()
         iterator = iter(ds)
         return [next(iterator) for _ in range(8)]
 
     first, again, other = batches(1), batches(1), batches(2)
+    assert first[0][0].shape == (5, 224, 224, 3) and first[0][0].dtype == np.uint8
     assert all(np.array_equal(a[0], b[0]) and np.array_equal(a[1], b[1]) for a, b in zip(first, again))
     assert not all(np.array_equal(a[0], b[0]) for a, b in zip(first, other))
-
-
-def test_learning_rate_follows_the_recipe():
-    steps = 1281167 // 1024
-    rate = [imagenet_utils.learning_rate(step, steps, 400, 0.1, 1024) for step in range(400 * steps)]
-    assert abs(rate[0] - 0.1) < 1e-12 and rate[5 * steps] == 0.4 and max(rate) == 0.4
-    assert abs(rate[5 * steps // 2] - 0.25) < 1e-3    # half-way up
-    assert abs(rate[(5 + 400) * steps // 2] - 0.2) < 1e-6 and 0 < rate[-1] < 1e-8
-    assert imagenet_utils.learning_rate(0, 10, 4, 0.1, 64) == 0.025    # under five epochs, no warm-up
-    assert imagenet_utils.learning_rate(20, 10, 10, 0.1, 64) == 0.025    # under 25, a fifth of them
 
 
 def test_whole_file_appears_whole_or_not_at_all(tmp_path):

@@ -1,0 +1,385 @@
+"""Training as a user runs it, on a few of the digits: recipe, towers, interruptions, fine-tuning, mistakes."""
+import contextlib
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from conftest import ROOT, refused, run_main
+from imagenet_utils import CheckpointRestore, InputError
+from tf_compat import tf
+import training
+
+KILLS = int(os.environ.get('GHOSTNET_KILLS', 5))    # each takes 20 seconds
+STEPS = 4    # an epoch: 64 images, 16 a step
+VALIDATION = 70    # images: two batches for two towers at once, and one that is left over
+
+
+def cut(digits, tree, train, val, classes=10):
+    """A tree of the first digits of the embedded data set, of the first `classes` classes."""
+    shutil.copytree(digits, str(tree))
+    for name, count in (('train', train), ('val', val), ('synsets', classes)):
+        lists = tree / 'caffe_ilsvrc12' / (name + '.txt')
+        lines = lists.read_text().splitlines()
+        lines = [line for line in lines if name == 'synsets' or int(line.split()[1]) < classes]
+        lists.write_text('\n'.join(lines[:count]) + '\n')
+    return tree
+
+
+@pytest.fixture(scope='module')
+def small(digits, tmp_path_factory):
+    return cut(digits, tmp_path_factory.mktemp('small') / 'tree', 64, VALIDATION)
+
+
+def flags(tree, log_dir, *more):
+    """A quick run: a narrow network, 16 images a step."""
+    return ['--train', '--data_dir', tree, '--log_dir', log_dir, '--batch', 16, '--width_ratio', 0.25, '--seed', 1] + list(more)
+
+
+def train(*args):
+    status, out, err = run_main(*args)
+    assert status == 0, err[-2000:]
+    return out
+
+
+@contextlib.contextmanager
+def started(args, output):
+    """main.py in the background, its output in a file: a pipe that nobody reads fills up, and holds it up."""
+    with open(str(output), 'w') as f:
+        process = subprocess.Popen([sys.executable, os.path.join(ROOT, 'main.py')] + [str(arg) for arg in args], cwd=ROOT,
+                                   stdout=f, stderr=subprocess.STDOUT)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for(process, path, output, seconds=120):
+    end = time.time() + seconds
+    while not os.path.exists(str(path)):
+        assert process.poll() is None and time.time() < end, output.read_text()[-2000:]
+        time.sleep(0.02)
+
+
+def stats_of(log_dir):
+    with open(str(log_dir / 'stats.json')) as f:
+        return json.load(f)
+
+
+def variables(path):
+    return CheckpointRestore(str(path), re.compile('')).values
+
+
+def wrong(tree, checkpoint, tmp_path, *more):
+    """How many validation images a checkpoint gets wrong."""
+    train('--eval', '--data_dir', tree, '--load', checkpoint, '--json', tmp_path / 'result.json', *more)
+    return json.loads((tmp_path / 'result.json').read_text())['wrong_top1']
+
+
+# ---------------------------------------------------------------------------------------------------------- learning rate
+
+def test_learning_rate_follows_the_recipe():
+    steps = 1281167 // 1024
+    rate = [training.learning_rate(step, steps, 400, 0.1, 1024) for step in range(400 * steps)]
+    assert abs(rate[0] - 0.1) < 1e-12 and rate[5 * steps] == 0.4 and max(rate) == 0.4
+    assert abs(rate[5 * steps // 2] - 0.25) < 1e-3    # half-way up
+    assert abs(rate[(5 + 400) * steps // 2] - 0.2) < 1e-6 and 0 < rate[-1] < 1e-8
+    assert training.learning_rate(0, 10, 4, 0.1, 64) == 0.025    # under five epochs, no warm-up
+    assert training.learning_rate(20, 10, 10, 0.1, 64) == 0.025    # under 25, a fifth of them
+
+
+def test_schedule_is_printed(small):
+    rows = [line.split() for line in train('--lr_schedule').splitlines()]
+    assert ' '.join(rows[0]) == '1281167 images, 1024 a step: 1251 steps an epoch, 500400 in all'
+    epochs = {row[0]: row[1:] for row in rows[1:]}
+    assert epochs['1'][:2] == ['0', '0.1'] and epochs['5'][2] == '6254' and epochs['6'][:2] == ['6255', '0.4']
+    middle = 0.2 * (1 + math.cos(math.pi * (200 * 1251 - 6255) / (500400 - 6255)))
+    assert epochs['201'][:2] == ['250200', '%.6g' % middle] and epochs['400'][2] == '500399' and float(epochs['400'][3]) < 1e-8
+    rows = [line.split() for line in train('--lr_schedule', '--data_dir', small, '--batch', 16, '--epochs', 2).splitlines()]
+    assert rows[0][-3:] == ['8', 'in', 'all'] and rows[-1][1] == '4'
+
+
+# -------------------------------------------------------------------------------------------------------- a run's folder
+
+def test_run_leaves_what_it_promises(small, tmp_path):
+    log_dir = tmp_path / 'log'
+    # Width 1.0: as most will train.
+    run = flags(small, log_dir, '--epochs', 3, '--width_ratio', 1)
+    out = train(*run)
+    assert 'Estimated Time Left' in out
+    stats = stats_of(log_dir)
+    assert [(entry['epoch_num'], entry['global_step']) for entry in stats] == [(1, STEPS), (2, 2 * STEPS), (3, 3 * STEPS)]
+    for name in ('cost', 'xentropy-loss', 'train-error-top1', 'train-error-top5', 'val-error-top1', 'val-error-top5'):
+        assert all(np.isfinite(entry[name]) for entry in stats), name
+    assert all(entry['images-per-second'] > 0 for entry in stats)
+    assert abs(stats[-1]['learning_rate'] / training.learning_rate(11, STEPS, 3, 0.1, 16) - 1) < 1e-5
+    assert any(name.startswith('events.out.tfevents') for name in os.listdir(str(log_dir)))
+    assert cv2.imread(str(log_dir / 'curves.png')).std() > 10
+
+    assert training.saved_steps(str(log_dir), 'model') == [STEPS, 2 * STEPS, 3 * STEPS]
+    errors = [entry['val-error-top1'] for entry in stats]
+    best = (1 + errors.index(min(errors))) * STEPS
+    assert training.saved_steps(str(log_dir), 'best') == [best]
+    for checkpoint, error in (('model-12', errors[-1]), ('best-%d' % best, min(errors)), ('ghostnet_checkpoint', errors[-1])):
+        assert wrong(small, log_dir / checkpoint, tmp_path) == round(error * VALIDATION)
+    assert not [name for name in os.listdir(str(log_dir)) if 'unfinished' in name or name.endswith('.tmp')]
+
+    assert '--resume' in refused(*run)
+    assert '--batch was 16' in refused(*(run + ['--resume', '--batch', 32]))
+    # A run that is finished stays so; what a kill at the very end prevented is made up for.
+    os.remove(str(log_dir / 'ghostnet_checkpoint.index'))
+    train(*(run + ['--resume']))
+    assert len(stats_of(log_dir)) == 3 and wrong(small, log_dir / 'ghostnet_checkpoint', tmp_path) == round(errors[-1] * VALIDATION)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run's folder as 3 epochs of 4 steps leave it, with two variables."""
+    with tf.Graph().as_default(), tf.Session() as session:
+        tf.get_variable('a/W', initializer=np.arange(6, dtype='float32'))
+        tf.get_variable('global_step', initializer=0)
+        session.run(tf.global_variables_initializer())
+        import imagenet_utils
+        for step in (4, 8, 12):
+            imagenet_utils.save_checkpoint(session, tf.train.Saver(), str(tmp_path / ('model-%d' % step)))
+        imagenet_utils.save_checkpoint(session, tf.train.Saver(), str(tmp_path / 'best-8'))
+    (tmp_path / 'run.json').write_text(json.dumps({'--batch': 16, '--seed': 5}))
+    (tmp_path / 'stats.json').write_text(json.dumps([
+        {'epoch_num': e, 'global_step': 4 * e, 'val-error-top1': error} for e, error in ((1, 0.5), (2, 0.25), (3, 0.5))]))
+    return tmp_path
+
+
+def test_resumption_takes_the_newest_whole_checkpoint(folder):
+    options = {'--batch': 16, '--seed': None}
+    done, restore = training.open_run(str(folder), options, True)
+    assert done == 12 and sorted(restore.values) == ['a/W', 'global_step'] and options['--seed'] == 5
+    # One without its index (the last file to appear) is none; a damaged one is passed over. What came after is forgotten.
+    os.remove(str(folder / 'model-12.index'))
+    data = folder / 'model-8.data-00000-of-00001'
+    data.write_bytes(data.read_bytes()[:-1])
+    (folder / 'unfinished-model-16.data-00000-of-00001').write_bytes(b'half')
+    done, restore = training.open_run(str(folder), options, True)
+    assert done == 4 and restore.path.endswith('model-4')
+    assert [entry['epoch_num'] for entry in stats_of(folder)] == [1]
+    assert training.saved_steps(str(folder), 'model') == [4] and training.saved_steps(str(folder), 'best') == [4]
+    assert not (folder / 'unfinished-model-16.data-00000-of-00001').exists()
+
+
+def test_resumption_refuses_what_it_cannot_go_on_with(folder):
+    for options, resume, message in [
+            ({'--batch': 16, '--seed': None}, False, 'add --resume'),
+            ({'--batch': 32, '--seed': None}, True, '--batch was 16'),
+            ({'--batch': 16, '--seed': 6}, True, '--seed was 5')]:
+        with pytest.raises(InputError, match=message):
+            training.open_run(str(folder), options, resume)
+    (folder / 'run.json').write_text('no')
+    with pytest.raises(InputError, match='run.json'):
+        training.open_run(str(folder), {'--batch': 16, '--seed': None}, True)
+    (folder / 'run.json').write_text(json.dumps({'--batch': 16, '--seed': 5}))
+    for step in (4, 8, 12):
+        (folder / ('model-%d.index' % step)).write_bytes(b'no index')
+    with pytest.raises(InputError, match='none of the checkpoints'):
+        training.open_run(str(folder), {'--batch': 16, '--seed': None}, True)
+    assert training.saved_steps(str(folder), 'model') == [4, 8, 12]    # nothing is lost
+
+
+def test_resumption_makes_up_for_a_kill_between_a_checkpoint_and_its_being_the_best(folder):
+    os.remove(str(folder / 'best-8.index'))
+    stats = stats_of(folder)
+    stats[2]['val-error-top1'] = 0.125
+    (folder / 'stats.json').write_text(json.dumps(stats))
+    assert training.open_run(str(folder), {'--batch': 16, '--seed': 5}, True)[0] == 12
+    assert training.saved_steps(str(folder), 'best') == [12] and list(variables(folder / 'best-12')) == ['a/W']
+
+
+def test_results_without_a_checkpoint_are_not_overwritten(folder):
+    for step in (4, 8, 12):
+        os.remove(str(folder / ('model-%d.index' % step)))
+    for resume in (False, True):
+        with pytest.raises(InputError, match='name another folder'):
+            training.open_run(str(folder), {'--batch': 16, '--seed': 5}, resume)
+    assert training.saved_steps(str(folder), 'best') == [8] and len(stats_of(folder)) == 3
+
+
+def test_resumption_from_nothing_is_a_start(tmp_path):
+    options = {'--seed': None}
+    assert training.open_run(str(tmp_path), options, True) == (0, None)
+    assert 0 <= options['--seed'] < 2 ** 31 and json.loads((tmp_path / 'run.json').read_text()) == options
+
+
+# ---------------------------------------------------------------------------------------------------------- interruptions
+
+@pytest.mark.slow
+def test_signals_stop_cleanly_and_a_resumed_run_ends_like_an_uninterrupted_one(small, tmp_path):
+    whole, log_dir, output = tmp_path / 'whole', tmp_path / 'log', tmp_path / 'output'
+    more = ['--epochs', 4, '--dropout_keep_prob', 1]
+    train(*flags(small, whole, *more))
+    for epoch, signum in ((1, signal.SIGINT), (2, signal.SIGTERM)):
+        with started(flags(small, log_dir, '--resume', *more), output) as process:
+            wait_for(process, log_dir / ('model-%d.index' % (epoch * STEPS)), output)
+            process.send_signal(signum)
+            assert process.wait() == 128 + signum
+        last = output.read_text().splitlines()[-1]
+        assert last.startswith('main.py: stopped after step ') and '--resume' in last and 'Traceback' not in output.read_text()
+        assert epoch <= len(stats_of(log_dir)) < 4
+    train(*flags(small, log_dir, '--resume', *more))
+    assert [entry['epoch_num'] for entry in stats_of(log_dir)] == [1, 2, 3, 4]
+    # Steps, learning rate, momentum and BN statistics: all that is saved at the end, up to rounding that grows with every step.
+    one, other = variables(whole / 'model-16'), variables(log_dir / 'model-16')
+    assert sorted(one) == sorted(other) and one['global_step'] == other['global_step'] == 16
+    assert abs(other['learning_rate'] / training.learning_rate(15, STEPS, 4, 0.1, 16) - 1) < 1e-5
+    for kind in ('/W', '/W/Momentum', '/mean/EMA', '/variance/EMA'):
+        a, b = (np.concatenate([v[n].ravel() for n in sorted(one) if n.endswith(kind)]) for v in (one, other))
+        assert np.linalg.norm(a - b) < 0.05 * np.linalg.norm(a), kind
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment(small, tmp_path):
+    """SIGKILL, again and again: each resumption goes on after the last whole epoch, and the end is the schedule's."""
+    log_dir, epochs = tmp_path / 'log', 400
+    run = flags(small, log_dir, '--resume', '--batch', 64, '--epochs', epochs)
+    rng, reached, output = np.random.RandomState(0), 0, tmp_path / 'output'
+    for _ in range(KILLS):
+        with started(run, output) as process:
+            if rng.uniform() < 0.8:    # else while it starts
+                wait_for(process, log_dir / ('model-%d.index' % (reached + 1)), output)
+                if reached == 0:
+                    assert 'another process' in refused(*run)
+            time.sleep(rng.uniform(0, 3))
+        saved = training.saved_steps(str(log_dir), 'model') if log_dir.exists() else []
+        assert not saved or saved[-1] >= reached    # nothing is lost that was saved
+        reached = saved[-1] if saved else 0
+        if (log_dir / 'stats.json').exists():
+            known = [entry['global_step'] for entry in stats_of(log_dir)]
+            assert known == list(range(1, len(known) + 1)) and reached <= len(known) <= reached + 1
+    assert reached >= KILLS // 2
+    record = json.loads((log_dir / 'run.json').read_text())
+    record['--epochs'] = epochs = reached + 3    # an end that is near
+    (log_dir / 'run.json').write_text(json.dumps(record))
+    train(*(run + ['--epochs', epochs]))
+    stats = stats_of(log_dir)
+    assert [entry['epoch_num'] for entry in stats] == list(range(1, epochs + 1)) and stats[-1]['global_step'] == epochs
+    assert abs(stats[-1]['learning_rate'] / training.learning_rate(epochs - 1, 1, epochs, 0.1, 64) - 1) < 1e-4
+    assert wrong(small, log_dir / 'ghostnet_checkpoint', tmp_path, '--width_ratio', 0.25) == round(stats[-1]['val-error-top1'] * VALIDATION)
+
+
+# ------------------------------------------------------------------------------------------------- towers, seeds, fine-tuning
+
+def one_step(small, log_dir, *more):
+    """All variables after one step on 64 images. The first momentum is the gradient: averaged, if there are towers."""
+    train(*flags(small, log_dir, '--batch', 64, '--epochs', 1, *more))
+    return variables(log_dir / 'model-1')
+
+
+def gradient(values):
+    return np.concatenate([values[name].ravel() for name in sorted(values) if name.endswith('/Momentum')])
+
+
+def test_towers_average_the_gradient_of_the_whole_batch(small, tmp_path):
+    """BN uses stored statistics here: its own of a batch are those of a tower's share, and differ by design."""
+    still = ['--dropout_keep_prob', 1, '--freeze_bn', '--width_ratio', 1, '--load', os.path.join(ROOT, 'models', 'digits_checkpoint')]
+    one = one_step(small, tmp_path / 'one', *still)
+    two = one_step(small, tmp_path / 'two', '--towers', 2, *still)
+    assert sorted(one) == sorted(two)
+    g, h = gradient(one), gradient(two)
+    assert np.linalg.norm(g) > 0 and np.linalg.norm(g - h) / np.linalg.norm(g) < 1e-4
+    error = stats_of(tmp_path / 'two')[0]['val-error-top1']
+    assert wrong(small, tmp_path / 'two' / 'ghostnet_checkpoint', tmp_path) == round(error * VALIDATION)
+    before = variables(os.path.join(ROOT, 'models', 'digits_checkpoint'))
+    frozen = [name for name in before if re.search('/(gamma|beta|EMA)$', name)]
+    assert len(frozen) > 300 and all(np.array_equal(before[name], two[name]) for name in frozen)
+    assert not np.array_equal(before['MobileNetV2/Conv2d_0/W'], two['MobileNetV2/Conv2d_0/W'])
+
+
+@pytest.mark.slow
+def test_seed_fixes_weights_order_and_augmentation(small, tmp_path):
+    one, again, other = (gradient(one_step(small, tmp_path / name, '--seed', seed))
+                         for name, seed in (('one', 3), ('again', 3), ('other', 4)))
+    assert np.linalg.norm(one - again) < 1e-3 * np.linalg.norm(one)
+    assert np.linalg.norm(one - other) > 0.1 * np.linalg.norm(one)
+
+
+def test_fine_tuning_learns_other_classes(digits, tmp_path):
+    """From the ten digits to four of them: all but the last layer is taken over, so that a few steps suffice."""
+    tree, log_dir = cut(digits, tmp_path / 'tree', 96, 40, 4), tmp_path / 'log'
+    run = flags(tree, log_dir, '--width_ratio', 1, '--epochs', 4, '--lr', 0.4, '--load',
+                os.path.join(ROOT, 'models', 'digits_checkpoint'))
+    assert '--finetune' in refused_in_training(*run)
+    out = train(*(run + ['--finetune']))
+    left_out = re.findall('Not taken from .*: (.*)', out)
+    assert left_out == ['MobileNetV2/Logits/Conv2d_1c_1x1/W', 'MobileNetV2/Logits/Conv2d_1c_1x1/b']
+    assert stats_of(log_dir)[-1]['val-error-top1'] < 0.3    # chance: 0.75
+    assert variables(log_dir / 'ghostnet_checkpoint')[left_out[1]].shape == (4,)
+
+
+# --------------------------------------------------------------------------------------------------------------- mistakes
+
+def refused_in_training(*args):
+    """Runs main.py --train on bad input: exit status 2, no traceback; returns the last line on stderr, behind Tensorpack's."""
+    status, _, err = run_main(*args)
+    last = err.splitlines()[-1]
+    assert status == 2 and last.startswith('main.py: ') and 'Traceback' not in err, (status, err[-2000:])
+    return last
+
+
+def test_loss_that_is_not_finite_names_the_step(small, tmp_path):
+    last = refused_in_training(*flags(small, tmp_path / 'log', '--epochs', 5, '--lr', 2e9))
+    step, epoch = map(int, re.search(r'not finite at step (\d+), in epoch (\d+)', last).groups())
+    assert 1 <= step <= 3 * STEPS and epoch == (step - 1) // STEPS + 1
+    assert not (tmp_path / 'log' / 'ghostnet_checkpoint.index').exists()
+    assert all(saved < step for saved in training.saved_steps(str(tmp_path / 'log'), 'model'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['train', 'val'])
+def test_an_image_that_cannot_be_read_ends_the_training(digits, tmp_path, name):
+    """Tensorpack's thread alone would let it seem to end well."""
+    tree = cut(digits, tmp_path / 'tree', 64, VALIDATION)
+    image = (tree / 'caffe_ilsvrc12' / (name + '.txt')).read_text().splitlines()[35].split()[0]
+    (tree / name / image).write_bytes(b'no image')
+    assert image in refused_in_training(*flags(tree, tmp_path / 'log', '--epochs', 3))
+    assert not (tmp_path / 'log' / 'ghostnet_checkpoint.index').exists()
+
+
+@pytest.mark.parametrize('more, message', [
+    (['--batch', 65], '--batch 65 is more than the 64 training images'),
+    (['--towers', 3], '--batch 16 cannot be split evenly among 3 towers'),
+    (['--gpu', '0,1'], '--gpu names 2 GPUs, and TensorFlow can use '),
+    (['--load', 'nothing'], 'no checkpoint nothing'),
+    (['--trainer', 'horovod'], 'Horovod'),
+])
+def test_what_cannot_be_trained_is_told_before(small, tmp_path, more, message):
+    if '--trainer' in more:
+        try:
+            import horovod.tensorflow    # noqa: F401
+            pytest.skip("Horovod is installed here: test_horovod.py")
+        except ImportError:
+            pass
+    if '--gpu' in more and training.gpu_count() > 1:
+        pytest.skip("there are GPUs here")
+    assert message in refused_in_training(*flags(small, tmp_path / 'log', *more))
+
+
+@pytest.mark.slow
+def test_full_disk_keeps_the_checkpoints_that_are_whole(small, tmp_path):
+    """A file system of 12 MB, on which two checkpoints of the narrow network do not fit."""
+    log_dir = tmp_path / 'log'
+    log_dir.mkdir()
+    if subprocess.call(['mount', '-t', 'tmpfs', '-o', 'size=12m', 'tmpfs', str(log_dir)], stderr=subprocess.DEVNULL) != 0:
+        pytest.skip("needs to mount a file system")
+    try:
+        assert 'cannot write a checkpoint' in refused_in_training(*flags(small, log_dir, '--epochs', 9))
+        for step in training.saved_steps(str(log_dir), 'model'):
+            variables(log_dir / ('model-%d' % step))
+    finally:
+        subprocess.check_call(['umount', str(log_dir)])
