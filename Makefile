@@ -1,21 +1,30 @@
 # Two commands for a fresh machine: `make eval` and `make test`. `make test-tf1` runs the tests on the stack of the publication.
 VENV := .venv
 VENV_TF1 := .venv-tf1
+VENV_HOROVOD := .venv-horovod
 
 IMAGE := ghostnet-tf1
 LOAD := models/ghostnet_checkpoint
 
-.PHONY: eval test test-tf1 test-docker reproduce clean
+.PHONY: eval test test-tf1 test-horovod test-docker train-digits reproduce clean
 
 eval: $(VENV)/installed
 	$(VENV)/bin/python data/digits/prepare.py
 	$(VENV)/bin/python main.py --eval $(ARGS)
+
+# Makes models/digits_checkpoint: train_log/ghostnet_checkpoint.
+train-digits: $(VENV)/installed
+	$(VENV)/bin/python data/digits/prepare.py
+	$(VENV)/bin/python main.py --train --data_dir data/digits --batch 32 --epochs 34 --seed 0 --log_dir train_log $(ARGS)
 
 test: $(VENV)/installed
 	$(VENV)/bin/python -m pytest tests $(ARGS)
 
 test-tf1: $(VENV_TF1)/installed
 	$(VENV_TF1)/bin/python -m pytest tests $(ARGS)
+
+test-horovod: $(VENV_HOROVOD)/installed
+	$(VENV_HOROVOD)/bin/python -m pytest tests/test_horovod.py $(ARGS)
 
 # Builds the era's image and runs it as its users do, the tests among them.
 test-docker: $(VENV)/installed
@@ -49,5 +58,22 @@ $(VENV_TF1)/installed: requirements-tf1.txt
 	$(VENV_TF1)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-tf1.txt
 	touch $@
 
+# Horovod is compiled against TensorFlow, which must therefore be there first, with CMake from PyPI (about 2 minutes).
+$(VENV_HOROVOD)/installed: requirements-horovod.txt
+	@for python in $(PYTHON37) python3.7 $(wildcard $(HOME)/.pyenv/versions/3.7.*/bin/python3.7); do \
+		$$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 7))' 2>/dev/null && break; python=; \
+	done; \
+	[ -n "$$python" ] || { echo "make: no CPython 3.7 found: install one, or name it with PYTHON37=..." >&2; exit 2; }; \
+	command -v c++ >/dev/null || { echo "make: Horovod needs a C++ compiler: install g++" >&2; exit 2; }; \
+	echo "Creating $(VENV_HOROVOD) with $$($$python --version) and installing requirements-horovod.txt (about 2 GB, 5 minutes)"; \
+	$$python -m venv --clear $(VENV_HOROVOD)
+	$(VENV_HOROVOD)/bin/python -m pip install --quiet --disable-pip-version-check pip==24.0
+	grep -v '^horovod==' requirements-horovod.txt > $(VENV_HOROVOD)/first.txt
+	$(VENV_HOROVOD)/bin/python -m pip install --quiet --disable-pip-version-check -r $(VENV_HOROVOD)/first.txt
+	PATH="$(CURDIR)/$(VENV_HOROVOD)/bin:$$PATH" HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 \
+		HOROVOD_WITH_GLOO=1 HOROVOD_WITHOUT_MPI=1 $(VENV_HOROVOD)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--no-build-isolation -r requirements-horovod.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV_TF1) data/digits/train data/digits/val data/digits/caffe_ilsvrc12
+	rm -rf $(VENV) $(VENV_TF1) $(VENV_HOROVOD) data/digits/train data/digits/val data/digits/caffe_ilsvrc12

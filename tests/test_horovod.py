@@ -1,0 +1,129 @@
+"""Training on several machines, as horovodrun starts it. 'make test-horovod' runs these, on Horovod's stack."""
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from conftest import ROOT
+from test_training import cut, flags, gradient, stats_of, train, variables
+import training
+
+pytest.importorskip('horovod.tensorflow', reason="Horovod is not installed here: 'make test-horovod' runs these")
+HOROVODRUN = os.path.join(os.path.dirname(sys.executable), 'horovodrun')
+STILL = ['--dropout_keep_prob', 1, '--freeze_bn', '--width_ratio', 1, '--load', os.path.join(ROOT, 'models', 'digits_checkpoint')]
+
+
+@pytest.fixture(scope='module')
+def small(digits, tmp_path_factory):
+    return cut(digits, tmp_path_factory.mktemp('small') / 'tree', 64, 40)
+
+
+def command(args, hosts='localhost:2', prefix=(), more=()):
+    return list(prefix) + [HOROVODRUN, '-np', '2', '-H', hosts, '--gloo'] + list(more) + [
+        sys.executable, os.path.join(ROOT, 'main.py'), '--trainer', 'horovod'] + [str(arg) for arg in args]
+
+
+def horovodrun(args, *more, **kwargs):
+    run = subprocess.run(command(args, *more), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True,
+                         timeout=300, **kwargs)
+    return run.returncode, run.stdout
+
+
+def test_two_workers_average_the_gradient_of_the_whole_batch(small, tmp_path):
+    """Each reads its own half of what one process reads; BN uses stored statistics, which do not depend on the halves."""
+    run = ['--batch', 64, '--epochs', 1] + STILL
+    train(*flags(small, tmp_path / 'one', *run))
+    status, out = horovodrun(flags(small, tmp_path / 'two', *run))
+    assert status == 0, out[-3000:]
+    one, two = variables(tmp_path / 'one' / 'model-1'), variables(tmp_path / 'two' / 'model-1')
+    assert sorted(one) == sorted(two)
+    g, h = gradient(one), gradient(two)
+    assert np.linalg.norm(g) > 0 and np.linalg.norm(g - h) / np.linalg.norm(g) < 1e-4
+    assert two['learning_rate'] == one['learning_rate'] == np.float32(0.1 * 64 / 256)    # of the global batch
+
+
+def test_workers_stop_together_and_go_on(small, tmp_path):
+    log_dir = tmp_path / 'log'
+    run = flags(small, log_dir, '--epochs', 4)
+    process = subprocess.Popen(command(run), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
+    end = time.time() + 180
+    while not (log_dir / 'model-4.index').exists():
+        assert process.poll() is None and time.time() < end, process.communicate()[0][-3000:]
+        time.sleep(0.05)
+    # One of the workers alone is told: both stop, and horovodrun with them.
+    workers = subprocess.check_output(['pgrep', '-f', '^%s .*main.py --trainer horovod .*%s' % (sys.executable, log_dir)])
+    os.kill(int(workers.split()[0]), signal.SIGTERM)
+    out = process.communicate(timeout=120)[0]
+    assert process.returncode != 0 and len(re.findall('main.py: stopped after step', out)) == 2, out[-3000:]
+    status, out = horovodrun(run + ['--resume'])
+    assert status == 0, out[-3000:]
+    stats = stats_of(log_dir)
+    assert [entry['epoch_num'] for entry in stats] == [1, 2, 3, 4]
+    assert abs(stats[-1]['learning_rate'] / training.learning_rate(15, 4, 4, 0.1, 16) - 1) < 1e-5
+    assert sum(name.startswith('events') for name in os.listdir(str(log_dir))) == 2    # worker 0 alone wrote, in both runs
+
+
+def test_a_batch_that_workers_cannot_share(small, tmp_path):
+    status, out = horovodrun(flags(small, tmp_path / 'log', '--batch', 15, '--epochs', 1))
+    assert status != 0 and '--batch 15 cannot be split evenly among 2 workers' in out and not (tmp_path / 'log').exists()
+
+
+@pytest.fixture
+def two_hosts(tmp_path):
+    """Two network namespaces, joined by a cable, with an SSH server in the second: (prefix, hosts, interface, environment)."""
+    missing = [tool for tool in ('ip', 'ssh', 'ssh-keygen', '/usr/sbin/sshd') if shutil.which(tool) is None]
+    if missing or os.getuid() != 0:
+        pytest.skip("needs root, iproute2 and openssh-server; missing: %s" % ' '.join(missing))
+
+    def ip(*args):
+        subprocess.check_call(('ip',) + args)
+
+    names, addresses = ['ghost%d-%d' % (os.getpid(), i) for i in (0, 1)], ['10.213.77.1', '10.213.77.2']
+    made, server = [], None
+    try:
+        for name in names:
+            ip('netns', 'add', name)
+            made.append(name)
+        ip('link', 'add', 'ghost0', 'netns', names[0], 'type', 'veth', 'peer', 'name', 'ghost0', 'netns', names[1])
+        for name, address in zip(names, addresses):
+            ip('-n', name, 'addr', 'add', address + '/24', 'dev', 'ghost0')
+            ip('-n', name, 'link', 'set', 'ghost0', 'up')
+            ip('-n', name, 'link', 'set', 'lo', 'up')
+        for key in ('host', 'user'):
+            subprocess.check_call(['ssh-keygen', '-q', '-t', 'ed25519', '-N', '', '-f', str(tmp_path / key)])
+        (tmp_path / 'sshd_config').write_text(
+            'ListenAddress %s\nHostKey %s\nAuthorizedKeysFile %s\nStrictModes no\nPermitRootLogin yes\nUsePAM no\nPidFile none\n'
+            % (addresses[1], tmp_path / 'host', tmp_path / 'user.pub'))
+        os.makedirs('/run/sshd', exist_ok=True)
+        server = subprocess.Popen(['ip', 'netns', 'exec', names[1], '/usr/sbin/sshd', '-D', '-f', str(tmp_path / 'sshd_config')])
+        # horovodrun calls ssh; this one leaves the user's own keys and known hosts alone.
+        (tmp_path / 'bin').mkdir()
+        wrapper = tmp_path / 'bin' / 'ssh'
+        wrapper.write_text('#!/bin/sh\nexec %s -F none -i %s -o UserKnownHostsFile=/dev/null "$@"\n'
+                           % (shutil.which('ssh'), tmp_path / 'user'))
+        wrapper.chmod(0o755)
+        yield (('ip', 'netns', 'exec', names[0]), ','.join(address + ':1' for address in addresses), 'ghost0',
+               dict(os.environ, PATH='%s:%s' % (tmp_path / 'bin', os.environ['PATH'])))
+    finally:
+        if server is not None:
+            server.terminate()
+            server.wait()
+        for name in made:
+            ip('netns', 'del', name)
+
+
+def test_two_machines(small, tmp_path, two_hosts):
+    prefix, hosts, interface, env = two_hosts
+    log_dir = tmp_path / 'log'
+    status, out = horovodrun(flags(small, log_dir, '--epochs', 2), hosts, prefix, ['--network-interface', interface], env=env)
+    assert status == 0, out[-3000:]
+    assert [entry['global_step'] for entry in stats_of(log_dir)] == [4, 8]
+    assert json.loads((log_dir / 'run.json').read_text())['--batch'] == 16
+    assert sum(name.startswith('events') for name in os.listdir(str(log_dir))) == 1
