@@ -12,7 +12,7 @@ HARDENED = ['--read-only', '--tmpfs', '/tmp', '--network', 'none', '--user', '12
 def docker_run(*args, **kwargs):
     """Runs the image with docker flags `flags` and `args`; returns (exit status, stdout, stderr)."""
     run = subprocess.run(['docker', 'run', '--rm'] + kwargs.get('flags', []) + [IMAGE] + [str(arg) for arg in args],
-                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=900)
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=2400)
     return run.returncode, run.stdout, run.stderr
 
 
