@@ -402,7 +402,9 @@ class ImageNetModel(ModelDesc):
         lr = tf.get_variable('learning_rate', initializer=float(self.lr), trainable=False)
         tf.summary.scalar('learning_rate-summary', lr)
         optimizer = tf.train.MomentumOptimizer(lr, 0.9, use_nesterov=True)
-        return apply_grad_processors(optimizer, [ScaleGradient(('.*/(gamma|beta)', 0), verbose=False)]) if self.freeze_bn else optimizer
+        if self.freeze_bn:
+            optimizer = apply_grad_processors(optimizer, [ScaleGradient(('.*/(gamma|beta)', 0), verbose=False)])
+        return optimizer
 
 
 # ----------------------------------------------------------------------------------------------------------- checkpoints
@@ -457,19 +459,26 @@ class CheckpointRestore(DictRestore):
 
 
 def save_checkpoint(session, saver, path):
-    """Saves what `saver` knows as checkpoint `path`. Its index appears last, when all is on the disk: without, it is none."""
+    """Saves what `saver` knows as checkpoint `path`. Its index appears last, when all is on the disk: without, it is none.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, 'unfinished-' + name)
-    saver.save(session, temporary, write_meta_graph=False, write_state=False)
-    files = sorted(glob.glob(glob.escape(temporary) + '.*'))    # .data-00000-of-00001, .index
-    for file in files:
-        with open(file, 'rb+') as f:
-            os.fsync(f.fileno())
-    for file in files:
-        os.replace(file, path + file[len(temporary):])
-    descriptor = os.open(folder or '.', os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    try:
+        saver.save(session, temporary, write_meta_graph=False, write_state=False)
+        files = sorted(glob.glob(glob.escape(temporary) + '.*'))    # .data-00000-of-00001, .index
+        for file in files:
+            with open(file, 'rb+') as f:
+                os.fsync(f.fileno())
+        for file in files:
+            os.replace(file, path + file[len(temporary):])
+        descriptor = os.open(folder or '.', os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    except (OSError, tf.errors.OpError) as error:
+        raise InputError("cannot write the checkpoint %s (%s): make room" % (path, str(error).splitlines()[0][:200]))
 
 
 def save_values(values, path):

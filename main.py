@@ -105,8 +105,9 @@ def parse_args():
         args.data_dir, args.load = DIGITS, DIGITS_CHECKPOINT
         if not os.path.isdir(os.path.join(DIGITS, 'caffe_ilsvrc12')):
             parser.error("the digits are not prepared: run 'python data/digits/prepare.py' (or 'make eval') first")
-    if args.finetune and args.load is None:
-        parser.error("--finetune needs --load, the checkpoint to start from")
+    for flag in ('finetune', 'freeze_bn'):
+        if getattr(args, flag) and args.load is None:
+            parser.error("--%s needs --load, the checkpoint to start from" % flag)
     if args.towers is not None and (args.gpu is not None or args.trainer == 'horovod'):
         parser.error("--towers is for one machine's CPU: leave out %s" % ('--gpu' if args.gpu is not None else '--trainer horovod'))
     if (args.eval or args.train) and args.data_dir is None:
@@ -227,10 +228,12 @@ def print_schedule(args):
     print("%d images, %d a step: %d steps an epoch, %d in all" % (images, args.batch, steps, steps * args.epochs))
     rows = []
     for epoch in range(args.epochs):
-        first, last = (learning_rate(step, steps, args.epochs, args.lr, args.batch) for step in (epoch * steps, (epoch + 1) * steps - 1))
-        rows.append((epoch + 1, epoch * steps, '%.6g' % first, (epoch + 1) * steps - 1, '%.6g' % last))
-    print(tabulate.tabulate(rows, headers=('epoch', 'first step', 'learning rate', 'last step', 'learning rate'), disable_numparse=True,
-                            colalign=('right',) * 5))
+        row = [epoch + 1]
+        for step in (epoch * steps, (epoch + 1) * steps - 1):
+            row += [step, '%.6g' % learning_rate(step, steps, args.epochs, args.lr, args.batch)]
+        rows.append(row)
+    print(tabulate.tabulate(rows, headers=('epoch', 'first step', 'learning rate', 'last step', 'learning rate'),
+                            disable_numparse=True, colalign=('right',) * 5))
 
 
 def print_costs(args):

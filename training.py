@@ -7,10 +7,12 @@ TensorBoard's events, Tensorpack's log, ``curves.png``. Steps count from 1 where
 import fcntl
 import glob
 import json
+import logging
 import math
 import os
 import re
 import signal
+import sys
 import time
 
 from tf_compat import gpu_count, tf    # before all else that imports TensorFlow or OpenCV
@@ -106,12 +108,12 @@ class Progress(Callback):
 class Guard(Callback):
     """Ends the training after the step in which the loss was not finite, or SIGINT or SIGTERM came; the second one kills.
 
-    With Horovod all workers end at the same step, whichever of them the signal reached.
+    With Horovod all workers end after the same step, whichever of them it concerns.
     """
 
     _chief_only = False
     signum = diverged = None
-    stopping = False
+    before = ()
 
     def __init__(self, hvd):
         self.hvd = hvd
@@ -121,9 +123,11 @@ class Guard(Callback):
         signal.signal(signum, signal.SIG_DFL)
 
     def _setup_graph(self):
-        self.cost = tf.add_n([tf.reduce_sum(tower['cost']) for tower in self.trainer.tower_func.towers.training()])
+        cost = tf.add_n([tf.reduce_sum(tower['cost']) for tower in self.trainer.tower_func.towers.training()])
         self.told = tf.placeholder(tf.float32, [], 'told-to-stop')
-        self.stop = self.told if self.hvd is None else self.hvd.allreduce(self.told, op=self.hvd.Sum, name='stop')
+        self.sums = tf.stack([cost, self.told])
+        if self.hvd is not None:
+            self.sums = self.hvd.allreduce(self.sums, op=self.hvd.Sum, name='guard')
 
     def _before_train(self):
         self.before = [(signum, signal.signal(signum, self.handle)) for signum in (signal.SIGINT, signal.SIGTERM)]
@@ -133,13 +137,13 @@ class Guard(Callback):
             signal.signal(signum, handler)
 
     def _before_run(self, _):
-        return tf.train.SessionRunArgs([self.cost, self.stop], {self.told: float(self.signum is not None)})
+        return tf.train.SessionRunArgs(self.sums, {self.told: float(self.signum is not None)})
 
     def _after_run(self, _, values):
-        self.loss, self.stopping = values.results
+        self.cost, self.stopping = values.results
 
     def _trigger_step(self):
-        if not np.isfinite(self.loss):
+        if not np.isfinite(self.cost):
             self.diverged = self.global_step
         if self.diverged is not None or self.stopping:
             raise StopTraining("step %d" % self.global_step)
@@ -176,7 +180,8 @@ class Validation(DataParallelInferenceRunner):
             [ClassificationError('wrong-top1', 'val-error-top1'), ClassificationError('wrong-top5', 'val-error-top5')], towers)
 
     def _before_train(self):
-        self.register_hook(StopHook(self.guard))
+        if self.guard.hvd is None:    # else the others would wait for this worker
+            self.register_hook(StopHook(self.guard))
         super(Validation, self)._before_train()
 
     def _trigger(self):
@@ -194,15 +199,19 @@ class Checkpoints(MonitorBase):
     _chief_only = True
     error = None
 
-    def __init__(self, folder, lowest):
-        self.folder, self.lowest = folder, lowest
+    def __init__(self, folder, lowest, guard):
+        self.folder, self.lowest, self.guard = folder, lowest, guard
 
     def _setup_graph(self):
         self.all = tf.train.Saver(tf.global_variables(), max_to_keep=0)
         self.weights = tf.train.Saver([v for v in tf.global_variables() if MODEL_VARIABLE.search(v.op.name)], max_to_keep=0)
+        self.sum = tf.add_n([tf.reduce_sum(v) for v in tf.trainable_variables()])
 
     def _trigger_epoch(self):
         session, error = tf.get_default_session(), self.trainer.monitors.get_latest('val-error-top1')
+        if not np.isfinite(session.run(self.sum)):    # the loss of the last step was that of the weights before
+            self.guard.diverged = self.global_step
+            raise StopTraining("step %d" % self.global_step)
         try:
             save_checkpoint(session, self.all, os.path.join(self.folder, 'model-%d' % self.global_step))
             remove_checkpoints(self.folder, 'model', saved_steps(self.folder, 'model')[:-KEPT])
@@ -210,9 +219,8 @@ class Checkpoints(MonitorBase):
                 self.lowest = error
                 save_checkpoint(session, self.weights, os.path.join(self.folder, 'best-%d' % self.global_step))
                 remove_checkpoints(self.folder, 'best', saved_steps(self.folder, 'best')[:-1])
-        except (OSError, tf.errors.OpError) as problem:
-            self.error = InputError("cannot write a checkpoint into %s (%s): make room, and go on with --resume"
-                                    % (self.folder, str(problem).splitlines()[0][:200]))
+        except InputError as error:
+            self.error = error
             raise StopTraining("checkpoint")
 
 
@@ -265,8 +273,11 @@ def read_stats(folder):
     path = os.path.join(folder, JSONWriter.FILENAME)
     if not os.path.exists(path):
         return []
-    with open(path) as f:
-        return json.load(f)
+    try:
+        with open(path) as f:
+            return [entry for entry in json.load(f) if 'val-error-top1' in entry]
+    except (ValueError, TypeError) as error:
+        raise InputError("cannot read %s (%s): name another --log_dir" % (path, error))
 
 
 def lock(folder):
@@ -304,13 +315,13 @@ def open_run(folder, options, resume):
     Raises:
         InputError: the folder has another run's files, or its checkpoints cannot be read.
     """
-    steps = saved_steps(folder, 'model')
+    steps, record = saved_steps(folder, 'model'), os.path.join(folder, 'run.json')
     results = steps + saved_steps(folder, 'best') + glob.glob(os.path.join(glob.escape(folder), 'ghostnet_checkpoint.*'))
     if results and not resume:
         raise InputError("--log_dir %s has the checkpoints of another run: add --resume to go on with it, or name another folder"
                          % folder)
-    if results and not steps:
-        raise InputError("--log_dir %s has results, and no checkpoint model-<step> to go on from: name another folder" % folder)
+    if (results and not steps) or (os.path.exists(os.path.join(folder, JSONWriter.FILENAME)) and not os.path.exists(record)):
+        raise InputError("--log_dir %s has results, but not all that it takes to go on from there: name another folder" % folder)
     if steps:
         check_options(folder, options)
     elif options['--seed'] is None:
@@ -324,32 +335,40 @@ def open_run(folder, options, resume):
             logger.warning("%s; taking the one before", error)
     if steps and restore is None:
         raise InputError("none of the checkpoints in --log_dir %s can be read: name another folder, and start anew" % folder)
-    # What a killed process left, and what belongs to epochs that will be trained again.
-    for left in ('unfinished-*', '*.tmp'):
-        for file in glob.glob(os.path.join(glob.escape(folder), left)):
-            os.remove(file)
-    for kind in ('model', 'best'):
-        remove_checkpoints(folder, kind, [step for step in saved_steps(folder, kind) if step > done])
-    stats = [entry for entry in read_stats(folder) if entry['global_step'] <= done]
-    best = min(stats, key=lambda entry: entry['val-error-top1'])['global_step'] if stats else None
-    if best == done and best not in saved_steps(folder, 'best'):
-        save_values({name: restore.values[name] for name in restore.shapes}, os.path.join(folder, 'best-%d' % best))
-        remove_checkpoints(folder, 'best', saved_steps(folder, 'best')[:-1])
-    if not stats and os.path.exists(os.path.join(folder, JSONWriter.FILENAME)):
-        os.remove(os.path.join(folder, JSONWriter.FILENAME))
-    for name, content in ([(JSONWriter.FILENAME, stats)] if stats else []) + [('run.json', options)]:
-        with whole_file(os.path.join(folder, name)) as f:
-            f.write(json.dumps(content, indent=2, sort_keys=True).encode() + b'\n')
+    if os.path.exists(record):
+        clean_up(folder, done)
+    with whole_file(record) as f:
+        f.write(json.dumps(options, indent=2, sort_keys=True).encode() + b'\n')
     return done, restore
 
 
+def clean_up(folder, done):
+    """Brings a run's folder to the state after step `done`: without what was unfinished, or belongs to later epochs."""
+    for name in os.listdir(folder):
+        path, checkpoint = os.path.join(folder, name), re.match(r'(model|best)-(\d+)\.', name)
+        if checkpoint and int(checkpoint.group(2)) > done:    # these cannot be read, or are better than what can
+            os.rename(path, os.path.join(folder, 'damaged-' + name))
+        elif (checkpoint and not os.path.exists(path.split('.data')[0].replace('.index', '') + '.index')) \
+                or re.match(r'unfinished-(model|best|ghostnet_checkpoint)|(stats\.json|run\.json|curves\.png).*\.tmp$', name):
+            os.remove(path)
+    stats = [entry for entry in read_stats(folder) if entry['global_step'] <= done]
+    if stats:
+        with whole_file(os.path.join(folder, JSONWriter.FILENAME)) as f:
+            f.write(json.dumps(stats).encode())
+    elif os.path.exists(os.path.join(folder, JSONWriter.FILENAME)):
+        os.remove(os.path.join(folder, JSONWriter.FILENAME))
+    # A kill between a checkpoint and its being the best, or damage, may have left no best, or a former one.
+    saved = saved_steps(folder, 'model') + saved_steps(folder, 'best')
+    known = [entry for entry in stats if entry['global_step'] in saved]
+    best = min(known, key=lambda entry: entry['val-error-top1'])['global_step'] if known else None
+    if best is not None and best not in saved_steps(folder, 'best'):
+        save_values(CheckpointRestore(os.path.join(folder, 'model-%d' % best)).values, os.path.join(folder, 'best-%d' % best))
+        remove_checkpoints(folder, 'best', [step for step in saved_steps(folder, 'best') if step != best])
+
+
 def draw_curves(folder):
-    """Draws ``curves.png`` from ``stats.json``: loss, learning rate and errors by epoch. Without matplotlib it says so."""
-    try:
-        import matplotlib
-    except ImportError:
-        logger.warning("curves.png is not drawn: it needs matplotlib")
-        return
+    """Draws ``curves.png`` from ``stats.json``: loss, learning rate and errors by epoch."""
+    import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
     stats = read_stats(folder)
@@ -418,27 +437,36 @@ def train(model, train_images, val_images, batch, epochs, smallest_area, log_dir
     towers = 1 if horovod else max(gpus, towers)
     if batch > len(train_images):
         raise InputError("--batch %d is more than the %d training images" % (batch, len(train_images)))
+    # Tensorpack logs that a training failed with a wrong format, and logging would print a traceback about that.
+    logging.raiseExceptions = False
     if batch % (workers * towers):
         raise InputError("--batch %d cannot be split evenly among %d %s"
                          % (batch, workers * towers, 'workers' if horovod else 'towers'))
     steps = len(train_images) // batch
 
-    done, session_init = 0, None
+    done, session_init, refusal = 0, None, None
     if worker == 0:
-        lock(log_dir)
-        done, session_init = open_run(log_dir, options, resume)
-        logger.set_logger_dir(log_dir, action='k')
-        if done:
-            logger.info("Going on after epoch %d, step %d", done // steps, done)
-        elif load is not None:
-            session_init = CheckpointRestore(load, ALL_BUT_LAST_LAYER if finetune else MODEL_VARIABLE)
-            for name in sorted(set(session_init.shapes) - set(session_init.values)):
-                logger.info("Not taken from %s: %s", session_init.path, name)
+        try:
+            lock(log_dir)
+            done, session_init = open_run(log_dir, options, resume)
+            logger.set_logger_dir(log_dir, action='k')
+            if done:
+                logger.info("Going on after epoch %d, step %d", done // steps, done)
+            elif load is not None:
+                session_init = CheckpointRestore(load, ALL_BUT_LAST_LAYER if finetune else MODEL_VARIABLE)
+                for name in sorted(set(session_init.shapes) - set(session_init.values)):
+                    logger.info("Not taken from %s: %s", session_init.path, name)
+        except InputError as error:
+            refusal = error
     else:
         quiet_logger()
     if horovod:
-        with tf.Graph().as_default(), tf.Session(config=tf.ConfigProto(device_count={'GPU': 0})).as_default():
-            options['--seed'], done = hvd.broadcast_object((options['--seed'], done), 0)
+        options['--seed'], done, refused = tell(hvd, (options['--seed'], done, refusal is not None))
+        if refused and worker:    # worker 0 says why, if horovodrun lets it live until then
+            time.sleep(1)
+            sys.exit(2)
+    if refusal is not None:
+        raise refusal
     # Dropout goes on differently in a run that is resumed, and is different in each worker.
     tf.set_random_seed((options['--seed'] + done + worker) % 2 ** 31)
 
@@ -451,39 +479,71 @@ def train(model, train_images, val_images, batch, epochs, smallest_area, log_dir
     monitors, kept = [], []
     if worker == 0:
         validation = Validation(val_images, towers, dtypes, guard)
-        checkpoints = Checkpoints(log_dir, min([entry['val-error-top1'] for entry in read_stats(log_dir)] + [math.inf]))
+        best = saved_steps(log_dir, 'best')
+        checkpoints = Checkpoints(log_dir, min([entry['val-error-top1'] for entry in read_stats(log_dir)
+                                                if entry['global_step'] in best] + [math.inf]), guard)
         callbacks.append(validation)
         monitors, kept = DEFAULT_MONITORS() + [checkpoints], [validation.data, checkpoints]
     if horovod:
         trainer = HorovodTrainer()
     elif towers > 1:
-        # On GPUs Tensorpack chooses: with TensorFlow 1.13.1, NCCL. Without them, 'gpu' is what works on all versions.
-        trainer = SyncMultiGPUTrainerReplicated(towers, mode=None if gpus else 'gpu')
+        # On GPUs Tensorpack chooses: with TensorFlow 1.13.1, NCCL.
+        trainer = SyncMultiGPUTrainerReplicated(towers, mode=None if gpus else 'cpu')
         source = StagingInput(source)
     else:
         trainer = SimpleTrainer()
+    # With TensorFlow 1's variables, a kernel would be updated while its layer's other gradient is still computed from it.
+    trainer.GATE_GRADIENTS = True
     if done < steps * epochs:
-        with layout_explained(model):
-            launch_train_with_config(TrainConfig(
-                model=model, data=source, callbacks=callbacks, monitors=monitors,
-                extra_callbacks=[MovingAverageSummary(), Progress(batch), EstimatedTimeLeft(), MergeAllSummaries(), RunUpdateOps()],
-                session_init=session_init, session_creator=session_creator(threads),
-                steps_per_epoch=steps, starting_epoch=done // steps + 1, max_epoch=epochs), trainer)
+        try:
+            with layout_explained(model):
+                launch_train_with_config(TrainConfig(
+                    model=model, data=source, callbacks=callbacks, monitors=monitors,
+                    extra_callbacks=[MovingAverageSummary(), Progress(batch), EstimatedTimeLeft(), MergeAllSummaries(), RunUpdateOps()],
+                    session_init=session_init, session_creator=session_creator(threads),
+                    steps_per_epoch=steps, starting_epoch=done // steps + 1, max_epoch=epochs), trainer)
+        except tf.errors.ResourceExhaustedError as error:
+            raise InputError("--batch %d does not fit into memory (%s): make it smaller, or use more GPUs"
+                             % (batch, error.message.splitlines()[0]))
+        except tf.errors.UnknownError as error:
+            if 'Horovod' not in error.message:
+                raise
+            raise InputError("another worker has ended: see what it says")
         done = trainer.global_step
-    if worker == 0:
-        draw_curves(log_dir)
+    errors = [part.error for part in kept + [data] * (done < steps * epochs)    # what was read ahead of the end does not matter
+              if part.error is not None]
+    try:
+        conclude(log_dir if worker == 0 else None, guard, errors, done, steps, epochs)
+    finally:
+        if worker == 0:
+            try:
+                draw_curves(log_dir)
+            except Exception as error:    # matplotlib is missing or fails, the disk is full: it says nothing of the training
+                logger.warning("curves.png is not drawn: %s", error)
+        if horovod and not errors:    # horovodrun ends all workers as soon as one has ended badly: let worker 0 finish
+            tell(hvd, None)
+
+
+def tell(hvd, value):
+    """What worker 0 passes as `value`, in all workers."""
+    with tf.Graph().as_default(), tf.Session(config=tf.ConfigProto(device_count={'GPU': 0})).as_default():
+        return hvd.broadcast_object(value, 0)
+
+
+def conclude(folder, guard, errors, done, steps, epochs):
+    """Says why the training ended early, after step `done`, or writes its result into the folder, if this is worker 0."""
     if guard.diverged is not None:
-        raise InputError("the loss is not finite at step %d, in epoch %d: lower --lr, or look at the data"
-                         % (guard.diverged, (guard.diverged - 1) // steps + 1))
-    for part in kept + [data] * (done < steps * epochs):    # what was read ahead of the end does not matter
-        if part.error is not None:
-            raise part.error
-    if worker == 0:
-        saved = (saved_steps(log_dir, 'model') or [0])[-1]
-        if saved == steps * epochs:
-            save_values(CheckpointRestore(os.path.join(log_dir, 'model-%d' % saved)).values,
-                        os.path.join(log_dir, 'ghostnet_checkpoint'))
-            return
-    if done < steps * epochs or worker == 0:
+        raise InputError("the loss is not finite at step %d, in epoch %d: look at the data, or start anew in another --log_dir with a "
+                         "lower --lr (and with --load %s, if there is one)"
+                         % (guard.diverged, (guard.diverged - 1) // steps + 1, os.path.join(folder or '--log_dir', 'best-...')))
+    if errors:
+        raise errors[0]
+    finished = done == steps * epochs
+    if folder is not None:
+        model = os.path.join(folder, 'model-%d' % (steps * epochs))
+        finished = os.path.exists(model + '.index')
+        if finished:
+            save_values(CheckpointRestore(model).values, os.path.join(folder, 'ghostnet_checkpoint'))
+    if not finished:
         raise Stopped("stopped after step %d of %d: the same command with --resume goes on after the last whole epoch"
                       % (done, steps * epochs), guard.signum or signal.SIGTERM)

@@ -285,7 +285,8 @@ def test_shuffled_images_are_each_seen_once_an_epoch_and_go_on_where_they_were_l
     images = [[str(i), i] for i in range(10)]
 
     def seen(count, *args):
-        return [(path, rng.randint(10 ** 9)) for path, _, rng in itertools.islice(iter(imagenet_utils.ShuffledImages(images, *args)), count)]
+        stream = iter(imagenet_utils.ShuffledImages(images, *args))
+        return [(path, rng.randint(10 ** 9)) for path, _, rng in itertools.islice(stream, count)]
 
     whole = seen(40, 7, 4)
     orders = [[path for path, _ in whole[start:start + 10]] for start in range(0, 40, 10)]

@@ -117,6 +117,7 @@ def test_flops(width, multiply_adds, parameters, paper):
     (['--eval', '--load', 'models/digits_checkpoint'], '--data_dir is missing'),
     (['--train'], '--data_dir is missing'),
     (['--train', '--data_dir', '.', '--finetune'], '--finetune needs --load'),
+    (['--train', '--data_dir', '.', '--freeze_bn'], '--freeze_bn needs --load'),
     (['--train', '--data_dir', '.', '--towers', '2', '--gpu', '0'], 'leave out --gpu'),
     (['--train', '--data_dir', '.', '--towers', '2', '--trainer', 'horovod'], 'leave out --trainer horovod'),
     (['--train', '--data_dir', '.', '--towers', '0'], "--towers: '0'"),

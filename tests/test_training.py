@@ -20,6 +20,7 @@ from tf_compat import tf
 import training
 
 KILLS = int(os.environ.get('GHOSTNET_KILLS', 5))    # each takes 20 seconds
+DIGITS_CHECKPOINT = os.path.join(ROOT, 'models', 'digits_checkpoint')
 STEPS = 4    # an epoch: 64 images, 16 a step
 VALIDATION = 70    # images: two batches for two towers at once, and one that is left over
 
@@ -38,6 +39,11 @@ def cut(digits, tree, train, val, classes=10):
 @pytest.fixture(scope='module')
 def small(digits, tmp_path_factory):
     return cut(digits, tmp_path_factory.mktemp('small') / 'tree', 64, VALIDATION)
+
+
+@pytest.fixture(scope='module')
+def sixteen(digits, tmp_path_factory):
+    return cut(digits, tmp_path_factory.mktemp('sixteen') / 'tree', 16, VALIDATION)
 
 
 def flags(tree, log_dir, *more):
@@ -78,6 +84,12 @@ def stats_of(log_dir):
 
 def variables(path):
     return CheckpointRestore(str(path), re.compile('')).values
+
+
+def difference(one, other, kind):
+    """Relative difference of two checkpoints, over all variables whose names end with `kind`."""
+    a, b = (np.concatenate([values[name].ravel() for name in sorted(one) if name.endswith(kind)]) for values in (one, other))
+    return np.linalg.norm(a - b) / np.linalg.norm(a)
 
 
 def wrong(tree, checkpoint, tmp_path, *more):
@@ -173,6 +185,7 @@ def test_resumption_takes_the_newest_whole_checkpoint(folder):
     assert [entry['epoch_num'] for entry in stats_of(folder)] == [1]
     assert training.saved_steps(str(folder), 'model') == [4] and training.saved_steps(str(folder), 'best') == [4]
     assert not (folder / 'unfinished-model-16.data-00000-of-00001').exists()
+    assert (folder / 'damaged-model-8.index').exists() and (folder / 'damaged-best-8.index').exists()
 
 
 def test_resumption_refuses_what_it_cannot_go_on_with(folder):
@@ -211,6 +224,26 @@ def test_results_without_a_checkpoint_are_not_overwritten(folder):
     assert training.saved_steps(str(folder), 'best') == [8] and len(stats_of(folder)) == 3
 
 
+def test_a_folder_with_other_files_keeps_them(tmp_path):
+    for name in ('notes.tmp', 'unfinished-model-1.txt', 'model-1.txt'):
+        (tmp_path / name).write_text('mine')
+    training.open_run(str(tmp_path), {'--seed': 1}, False)
+    assert sorted(os.listdir(str(tmp_path))) == ['model-1.txt', 'notes.tmp', 'run.json', 'unfinished-model-1.txt']
+    os.remove(str(tmp_path / 'run.json'))
+    for content in ('[]', 'no'):
+        (tmp_path / 'stats.json').write_text(content)
+        with pytest.raises(InputError, match='name another folder'):
+            training.open_run(str(tmp_path), {'--seed': 1}, True)
+
+
+def test_a_best_that_is_lost_is_taken_from_what_is_left(folder):
+    """The best so far, epoch 2, lies in a checkpoint that a former best could not be made up from."""
+    for name in ('best-8.index', 'best-8.data-00000-of-00001'):
+        os.remove(str(folder / name))
+    assert training.open_run(str(folder), {'--batch': 16, '--seed': 5}, True)[0] == 12
+    assert training.saved_steps(str(folder), 'best') == [8]
+
+
 def test_resumption_from_nothing_is_a_start(tmp_path):
     options = {'--seed': None}
     assert training.open_run(str(tmp_path), options, True) == (0, None)
@@ -222,7 +255,8 @@ def test_resumption_from_nothing_is_a_start(tmp_path):
 @pytest.mark.slow
 def test_signals_stop_cleanly_and_a_resumed_run_ends_like_an_uninterrupted_one(small, tmp_path):
     whole, log_dir, output = tmp_path / 'whole', tmp_path / 'log', tmp_path / 'output'
-    more = ['--epochs', 4, '--dropout_keep_prob', 1]
+    # From weights that are good already, so that rounding is not amplified: from random ones it grows to tens of percent.
+    more = ['--epochs', 4, '--dropout_keep_prob', 1, '--width_ratio', 1, '--lr', 0.001, '--load', DIGITS_CHECKPOINT]
     train(*flags(small, whole, *more))
     for epoch, signum in ((1, signal.SIGINT), (2, signal.SIGTERM)):
         with started(flags(small, log_dir, '--resume', *more), output) as process:
@@ -234,13 +268,12 @@ def test_signals_stop_cleanly_and_a_resumed_run_ends_like_an_uninterrupted_one(s
         assert epoch <= len(stats_of(log_dir)) < 4
     train(*flags(small, log_dir, '--resume', *more))
     assert [entry['epoch_num'] for entry in stats_of(log_dir)] == [1, 2, 3, 4]
-    # Steps, learning rate, momentum and BN statistics: all that is saved at the end, up to rounding that grows with every step.
+    # Steps, learning rate, momentum and BN statistics: all that is saved at the end.
     one, other = variables(whole / 'model-16'), variables(log_dir / 'model-16')
     assert sorted(one) == sorted(other) and one['global_step'] == other['global_step'] == 16
-    assert abs(other['learning_rate'] / training.learning_rate(15, STEPS, 4, 0.1, 16) - 1) < 1e-5
-    for kind in ('/W', '/W/Momentum', '/mean/EMA', '/variance/EMA'):
-        a, b = (np.concatenate([v[n].ravel() for n in sorted(one) if n.endswith(kind)]) for v in (one, other))
-        assert np.linalg.norm(a - b) < 0.05 * np.linalg.norm(a), kind
+    assert abs(other['learning_rate'] / training.learning_rate(15, STEPS, 4, 0.001, 16) - 1) < 1e-5
+    for kind, tolerance in (('/W', 1e-6), ('/W/Momentum', 0.01), ('/mean/EMA', 1e-4), ('/variance/EMA', 1e-4)):
+        assert difference(one, other, kind) < tolerance, kind
 
 
 @pytest.mark.slow
@@ -270,32 +303,23 @@ def test_killed_at_any_moment(small, tmp_path):
     stats = stats_of(log_dir)
     assert [entry['epoch_num'] for entry in stats] == list(range(1, epochs + 1)) and stats[-1]['global_step'] == epochs
     assert abs(stats[-1]['learning_rate'] / training.learning_rate(epochs - 1, 1, epochs, 0.1, 64) - 1) < 1e-4
-    assert wrong(small, log_dir / 'ghostnet_checkpoint', tmp_path, '--width_ratio', 0.25) == round(stats[-1]['val-error-top1'] * VALIDATION)
+    error = stats[-1]['val-error-top1']
+    assert wrong(small, log_dir / 'ghostnet_checkpoint', tmp_path, '--width_ratio', 0.25) == round(error * VALIDATION)
 
 
 # ------------------------------------------------------------------------------------------------- towers, seeds, fine-tuning
 
-def one_step(small, log_dir, *more):
-    """All variables after one step on 64 images. The first momentum is the gradient: averaged, if there are towers."""
-    train(*flags(small, log_dir, '--batch', 64, '--epochs', 1, *more))
-    return variables(log_dir / 'model-1')
-
-
-def gradient(values):
-    return np.concatenate([values[name].ravel() for name in sorted(values) if name.endswith('/Momentum')])
-
-
-def test_towers_average_the_gradient_of_the_whole_batch(small, tmp_path):
-    """BN uses stored statistics here: its own of a batch are those of a tower's share, and differ by design."""
-    still = ['--dropout_keep_prob', 1, '--freeze_bn', '--width_ratio', 1, '--load', os.path.join(ROOT, 'models', 'digits_checkpoint')]
-    one = one_step(small, tmp_path / 'one', *still)
-    two = one_step(small, tmp_path / 'two', '--towers', 2, *still)
-    assert sorted(one) == sorted(two)
-    g, h = gradient(one), gradient(two)
-    assert np.linalg.norm(g) > 0 and np.linalg.norm(g - h) / np.linalg.norm(g) < 1e-4
+def test_towers_average_the_gradient_of_the_whole_batch(sixteen, tmp_path):
+    """The first momentum is the gradient. BN uses stored statistics here: its own of a batch are those of a tower's share, and
+    differ by design. Few images, so that no activation is so close to zero that rounding changes its sign, which 64 can have."""
+    still = ['--dropout_keep_prob', 1, '--freeze_bn', '--width_ratio', 1, '--load', DIGITS_CHECKPOINT, '--epochs', 1]
+    train(*flags(sixteen, tmp_path / 'one', *still))
+    train(*flags(sixteen, tmp_path / 'two', '--towers', 2, *still))
+    one, two = variables(tmp_path / 'one' / 'model-1'), variables(tmp_path / 'two' / 'model-1')
+    assert sorted(one) == sorted(two) and difference(one, two, '/Momentum') < 1e-4
     error = stats_of(tmp_path / 'two')[0]['val-error-top1']
-    assert wrong(small, tmp_path / 'two' / 'ghostnet_checkpoint', tmp_path) == round(error * VALIDATION)
-    before = variables(os.path.join(ROOT, 'models', 'digits_checkpoint'))
+    assert wrong(sixteen, tmp_path / 'two' / 'ghostnet_checkpoint', tmp_path) == round(error * VALIDATION)
+    before = variables(DIGITS_CHECKPOINT)
     frozen = [name for name in before if re.search('/(gamma|beta|EMA)$', name)]
     assert len(frozen) > 300 and all(np.array_equal(before[name], two[name]) for name in frozen)
     assert not np.array_equal(before['MobileNetV2/Conv2d_0/W'], two['MobileNetV2/Conv2d_0/W'])
@@ -303,17 +327,19 @@ def test_towers_average_the_gradient_of_the_whole_batch(small, tmp_path):
 
 @pytest.mark.slow
 def test_seed_fixes_weights_order_and_augmentation(small, tmp_path):
-    one, again, other = (gradient(one_step(small, tmp_path / name, '--seed', seed))
-                         for name, seed in (('one', 3), ('again', 3), ('other', 4)))
-    assert np.linalg.norm(one - again) < 1e-3 * np.linalg.norm(one)
-    assert np.linalg.norm(one - other) > 0.1 * np.linalg.norm(one)
+    for name, seed in (('one', 3), ('again', 3), ('other', 4)):
+        train(*flags(small, tmp_path / name, '--batch', 64, '--epochs', 1, '--seed', seed))
+    one, again, other = (variables(tmp_path / name / 'model-1') for name in ('one', 'again', 'other'))
+    # The means of every layer follow from weights and images. (Gradients of a random network amplify the rounding of threads.)
+    assert difference(one, again, '/mean/EMA') < 1e-4
+    assert difference(one, other, '/mean/EMA') > 0.1
 
 
 def test_fine_tuning_learns_other_classes(digits, tmp_path):
     """From the ten digits to four of them: all but the last layer is taken over, so that a few steps suffice."""
     tree, log_dir = cut(digits, tmp_path / 'tree', 96, 40, 4), tmp_path / 'log'
     run = flags(tree, log_dir, '--width_ratio', 1, '--epochs', 4, '--lr', 0.4, '--load',
-                os.path.join(ROOT, 'models', 'digits_checkpoint'))
+                DIGITS_CHECKPOINT)
     assert '--finetune' in refused_in_training(*run)
     out = train(*(run + ['--finetune']))
     left_out = re.findall('Not taken from .*: (.*)', out)
