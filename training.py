@@ -31,8 +31,8 @@ from tensorpack.utils import logger
 from tensorpack.utils.utils import get_tqdm
 
 from imagenet_utils import (
-    ALL_BUT_LAST_LAYER, MODEL_VARIABLE, CheckpointRestore, InputError, ShuffledImages, cores, eval_dataflow, layout_explained, quiet_logger,
-    save_checkpoint, save_values, session_creator, train_dataflow, whole_file)
+    ALL_BUT_LAST_LAYER, MODEL_VARIABLE, CheckpointRestore, InputError, ShuffledImages, cores, eval_dataflow, layout_explained,
+    quiet_logger, save_checkpoint, save_values, session_creator, train_dataflow, whole_file)
 
 KEPT = 10    # checkpoints to resume from, as Tensorpack's ModelSaver keeps
 
@@ -43,6 +43,11 @@ class Stopped(Exception):
     def __init__(self, message, signum):
         super(Stopped, self).__init__(message)
         self.signum = signum
+
+
+def not_finite(step, epoch):
+    return InputError("the loss is not finite at step %d, in epoch %d: look at the data, or start anew in another --log_dir with a "
+                      "lower --lr, from the best-... of this one, if there is one" % (step, epoch))
 
 
 def learning_rate(step, steps_per_epoch, epochs, lr, batch):
@@ -199,8 +204,8 @@ class Checkpoints(MonitorBase):
     _chief_only = True
     error = None
 
-    def __init__(self, folder, lowest, guard):
-        self.folder, self.lowest, self.guard = folder, lowest, guard
+    def __init__(self, folder, lowest):
+        self.folder, self.lowest = folder, lowest
 
     def _setup_graph(self):
         self.all = tf.train.Saver(tf.global_variables(), max_to_keep=0)
@@ -210,7 +215,7 @@ class Checkpoints(MonitorBase):
     def _trigger_epoch(self):
         session, error = tf.get_default_session(), self.trainer.monitors.get_latest('val-error-top1')
         if not np.isfinite(session.run(self.sum)):    # the loss of the last step was that of the weights before
-            self.guard.diverged = self.global_step
+            self.error = not_finite(self.global_step, self.epoch_num)
             raise StopTraining("step %d" % self.global_step)
         try:
             save_checkpoint(session, self.all, os.path.join(self.folder, 'model-%d' % self.global_step))
@@ -348,7 +353,7 @@ def clean_up(folder, done):
         path, checkpoint = os.path.join(folder, name), re.match(r'(model|best)-(\d+)\.', name)
         if checkpoint and int(checkpoint.group(2)) > done:    # these cannot be read, or are better than what can
             os.rename(path, os.path.join(folder, 'damaged-' + name))
-        elif (checkpoint and not os.path.exists(path.split('.data')[0].replace('.index', '') + '.index')) \
+        elif (checkpoint and not os.path.exists(os.path.join(folder, checkpoint.group(0) + 'index'))) \
                 or re.match(r'unfinished-(model|best|ghostnet_checkpoint)|(stats\.json|run\.json|curves\.png).*\.tmp$', name):
             os.remove(path)
     stats = [entry for entry in read_stats(folder) if entry['global_step'] <= done]
@@ -437,8 +442,6 @@ def train(model, train_images, val_images, batch, epochs, smallest_area, log_dir
     towers = 1 if horovod else max(gpus, towers)
     if batch > len(train_images):
         raise InputError("--batch %d is more than the %d training images" % (batch, len(train_images)))
-    # Tensorpack logs that a training failed with a wrong format, and logging would print a traceback about that.
-    logging.raiseExceptions = False
     if batch % (workers * towers):
         raise InputError("--batch %d cannot be split evenly among %d %s"
                          % (batch, workers * towers, 'workers' if horovod else 'towers'))
@@ -481,7 +484,7 @@ def train(model, train_images, val_images, batch, epochs, smallest_area, log_dir
         validation = Validation(val_images, towers, dtypes, guard)
         best = saved_steps(log_dir, 'best')
         checkpoints = Checkpoints(log_dir, min([entry['val-error-top1'] for entry in read_stats(log_dir)
-                                                if entry['global_step'] in best] + [math.inf]), guard)
+                                                if entry['global_step'] in best] + [math.inf]))
         callbacks.append(validation)
         monitors, kept = DEFAULT_MONITORS() + [checkpoints], [validation.data, checkpoints]
     if horovod:
@@ -492,6 +495,8 @@ def train(model, train_images, val_images, batch, epochs, smallest_area, log_dir
         source = StagingInput(source)
     else:
         trainer = SimpleTrainer()
+    # Tensorpack logs that a training failed with a wrong format, and logging would print a traceback about that.
+    logging.raiseExceptions = False
     # With TensorFlow 1's variables, a kernel would be updated while its layer's other gradient is still computed from it.
     trainer.GATE_GRADIENTS = True
     if done < steps * epochs:
@@ -533,9 +538,7 @@ def tell(hvd, value):
 def conclude(folder, guard, errors, done, steps, epochs):
     """Says why the training ended early, after step `done`, or writes its result into the folder, if this is worker 0."""
     if guard.diverged is not None:
-        raise InputError("the loss is not finite at step %d, in epoch %d: look at the data, or start anew in another --log_dir with a "
-                         "lower --lr (and with --load %s, if there is one)"
-                         % (guard.diverged, (guard.diverged - 1) // steps + 1, os.path.join(folder or '--log_dir', 'best-...')))
+        raise not_finite(guard.diverged, (guard.diverged - 1) // steps + 1)
     if errors:
         raise errors[0]
     finished = done == steps * epochs

@@ -157,6 +157,8 @@ def test_run_leaves_what_it_promises(small, tmp_path):
 @pytest.fixture
 def folder(tmp_path):
     """A run's folder as 3 epochs of 4 steps leave it, with two variables."""
+    tmp_path = tmp_path / 'run.data'    # a name that a checkpoint's file could have
+    tmp_path.mkdir()
     with tf.Graph().as_default(), tf.Session() as session:
         tf.get_variable('a/W', initializer=np.arange(6, dtype='float32'))
         tf.get_variable('global_step', initializer=0)
