@@ -491,10 +491,10 @@ def save_values(values, path):
 
 # ------------------------------------------------------------------------------------------------------------ evaluation
 
-def session_creator(threads):
-    """Tensorpack's, with as many threads within an operation as there are cores: its own default, one, is for GPUs."""
+def session_creator(threads=None):
+    """Tensorpack's, with `threads` (all cores) within an operation: its own default, one, is for GPUs."""
     creator = NewSessionCreator()
-    creator.config.intra_op_parallelism_threads = threads
+    creator.config.intra_op_parallelism_threads = threads or cores()
     return creator
 
 
@@ -522,7 +522,7 @@ def evaluate(model, session_init, images, batch):
         dict: ``logits`` float32 (N, classes) in the order of `images`, ``wrong_top1`` and ``wrong_top5`` (counts), ``seconds``.
     """
     predictor = OfflinePredictor(PredictConfig(
-        model=model, session_init=session_init, session_creator=session_creator(cores()),
+        model=model, session_init=session_init, session_creator=session_creator(),
         input_names=['input', 'label'], output_names=['logits', 'wrong-top1', 'wrong-top5']))
     logits, wrong_top1, wrong_top5 = [], 0, 0
     start = time.time()

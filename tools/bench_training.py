@@ -40,7 +40,7 @@ def dataflow(args):
 
 def bare_graph(args):
     from ghostnet import GhostNet
-    from imagenet_utils import session_creator, cores
+    from imagenet_utils import session_creator
     from tensorpack.tfutils.tower import TrainTowerContext
     from tf_compat import tf
     model = GhostNet()
@@ -50,7 +50,7 @@ def bare_graph(args):
         with TrainTowerContext(''):
             step = model.optimizer().minimize(model.build_graph(tf.identity(image), label))
         step = tf.group(step, *tf.get_collection(tf.GraphKeys.UPDATE_OPS))
-        session = session_creator(cores()).create_session()
+        session = session_creator().create_session()
         session.run(tf.global_variables_initializer())
         return rate(lambda: session.run(step), args.batch, args.seconds)
 
