@@ -1,7 +1,6 @@
 """Training on several machines, as horovodrun starts it. 'make test-horovod' runs these, on Horovod's stack."""
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -68,7 +67,8 @@ def test_workers_stop_together_and_go_on(small, tmp_path, told):
     os.kill(int(workers.split()[told]), signal.SIGTERM)
     out = process.communicate(timeout=120)[0]
     assert process.returncode != 0 and (log_dir / 'curves.png').exists(), out[-3000:]
-    assert len(re.findall('main.py: stopped after step', out)) == 2 and 'UnknownError' not in out, out[-3000:]
+    # Both say so, unless horovodrun is faster in ending the one that is slower.
+    assert 'main.py: stopped after step' in out and 'another worker' not in out and 'UnknownError' not in out, out[-3000:]
     status, out = horovodrun(run + ['--resume'])
     assert status == 0, out[-3000:]
     stats = stats_of(log_dir)
