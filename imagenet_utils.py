@@ -478,7 +478,8 @@ def save_checkpoint(session, saver, path):
         os.fsync(descriptor)
         os.close(descriptor)
     except (OSError, tf.errors.OpError) as error:
-        raise InputError("cannot write the checkpoint %s (%s): make room" % (path, str(error).splitlines()[0][:200]))
+        reasons = [line for line in str(error).splitlines() if name in line and 'rror' not in line] or [type(error).__name__]
+        raise InputError("cannot write the checkpoint %s (%s): make room" % (path, reasons[0].strip()[:200]))
 
 
 def save_values(values, path):

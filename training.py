@@ -507,9 +507,8 @@ def train(model, train_images, val_images, batch, epochs, smallest_area, log_dir
                     extra_callbacks=[MovingAverageSummary(), Progress(batch), EstimatedTimeLeft(), MergeAllSummaries(), RunUpdateOps()],
                     session_init=session_init, session_creator=session_creator(threads),
                     steps_per_epoch=steps, starting_epoch=done // steps + 1, max_epoch=epochs), trainer)
-        except tf.errors.ResourceExhaustedError as error:
-            raise InputError("--batch %d does not fit into memory (%s): make it smaller, or use more GPUs"
-                             % (batch, error.message.splitlines()[0]))
+        except tf.errors.ResourceExhaustedError:
+            raise InputError("--batch %d does not fit into memory: make it smaller, or use more GPUs" % batch)
         except tf.errors.UnknownError as error:
             if 'Horovod' not in error.message:
                 raise
