@@ -1,4 +1,5 @@
-# Two commands for a fresh machine: `make eval` and `make test`. `make test-tf1` runs the tests on the stack of the publication.
+# Two commands for a fresh machine: `make eval` and `make test`. `make test-all` and `make test-tf1` run the slow tests too, the latter
+# on the stack of the publication.
 VENV := .venv
 VENV_TF1 := .venv-tf1
 VENV_HOROVOD := .venv-horovod
@@ -6,7 +7,7 @@ VENV_HOROVOD := .venv-horovod
 IMAGE := ghostnet-tf1
 LOAD := models/ghostnet_checkpoint
 
-.PHONY: eval test test-tf1 test-horovod test-docker train-digits reproduce clean
+.PHONY: eval test test-all test-tf1 test-horovod test-docker train-digits reproduce clean
 
 eval: $(VENV)/installed
 	$(VENV)/bin/python data/digits/prepare.py
@@ -18,6 +19,9 @@ train-digits: $(VENV)/installed
 	$(VENV)/bin/python main.py --train --data_dir data/digits --batch 32 --epochs 34 --seed 0 --log_dir train_log $(ARGS)
 
 test: $(VENV)/installed
+	$(VENV)/bin/python -m pytest -m "not slow" tests $(ARGS)
+
+test-all: $(VENV)/installed
 	$(VENV)/bin/python -m pytest tests $(ARGS)
 
 test-tf1: $(VENV_TF1)/installed

@@ -123,6 +123,7 @@ def test_schedule_is_printed(small):
 
 # -------------------------------------------------------------------------------------------------------- a run's folder
 
+@pytest.mark.slow
 def test_run_leaves_what_it_promises(small, tmp_path):
     log_dir = tmp_path / 'log'
     # Width 1.0: as most will train.
@@ -311,6 +312,7 @@ def test_killed_at_any_moment(small, tmp_path):
 
 # ------------------------------------------------------------------------------------------------- towers, seeds, fine-tuning
 
+@pytest.mark.slow
 def test_towers_average_the_gradient_of_the_whole_batch(sixteen, tmp_path):
     """The first momentum is the gradient. BN uses stored statistics here: its own of a batch are those of a tower's share, and
     differ by design. Few images, so that no activation is so close to zero that rounding changes its sign, which 64 can have."""
