@@ -219,12 +219,10 @@ def run_train(args):
 
 def print_schedule(args):
     import tabulate
-    from imagenet_utils import InputError, read_list
-    from training import learning_rate
+    from imagenet_utils import read_list
+    from training import learning_rate, steps_in_epoch
     images = IMAGENET_IMAGES if args.data_dir is None else len(read_list(args.data_dir, 'train'))
-    steps = images // args.batch
-    if not steps:
-        raise InputError("--batch %d is more than the %d training images" % (args.batch, images))
+    steps = steps_in_epoch(images, args.batch)
     print("%d images, %d a step: %d steps an epoch, %d in all" % (images, args.batch, steps, steps * args.epochs))
     rows = []
     for epoch in range(args.epochs):

@@ -50,6 +50,13 @@ def not_finite(step, epoch):
                       "lower --lr, from the best-... of this one, if there is one" % (step, epoch))
 
 
+def steps_in_epoch(images, batch):
+    """Steps of `batch` images in an epoch of `images`. Raises InputError if there is none."""
+    if batch > images:
+        raise InputError("--batch %d is more than the %d training images" % (batch, images))
+    return images // batch
+
+
 def learning_rate(step, steps_per_epoch, epochs, lr, batch):
     """The published recipe: `lr` per 256 images, linear warm-up from a quarter of it, cosine to zero, stepped every iteration.
 
@@ -213,15 +220,15 @@ class Checkpoints(MonitorBase):
         self.sum = tf.add_n([tf.reduce_sum(v) for v in tf.trainable_variables()])
 
     def _trigger_epoch(self):
-        session, error = tf.get_default_session(), self.trainer.monitors.get_latest('val-error-top1')
+        session, wrong = tf.get_default_session(), self.trainer.monitors.get_latest('val-error-top1')
         if not np.isfinite(session.run(self.sum)):    # the loss of the last step was that of the weights before
             self.error = not_finite(self.global_step, self.epoch_num)
             raise StopTraining("step %d" % self.global_step)
         try:
             save_checkpoint(session, self.all, os.path.join(self.folder, 'model-%d' % self.global_step))
             remove_checkpoints(self.folder, 'model', saved_steps(self.folder, 'model')[:-KEPT])
-            if error < self.lowest:
-                self.lowest = error
+            if wrong < self.lowest:
+                self.lowest = wrong
                 save_checkpoint(session, self.weights, os.path.join(self.folder, 'best-%d' % self.global_step))
                 remove_checkpoints(self.folder, 'best', saved_steps(self.folder, 'best')[:-1])
         except InputError as error:
@@ -440,12 +447,10 @@ def train(model, train_images, val_images, batch, epochs, smallest_area, log_dir
     hvd = start_horovod() if horovod else None
     worker, workers = (hvd.rank(), hvd.size()) if horovod else (0, 1)
     towers = 1 if horovod else max(gpus, towers)
-    if batch > len(train_images):
-        raise InputError("--batch %d is more than the %d training images" % (batch, len(train_images)))
+    steps = steps_in_epoch(len(train_images), batch)
     if batch % (workers * towers):
         raise InputError("--batch %d cannot be split evenly among %d %s"
                          % (batch, workers * towers, 'workers' if horovod else 'towers'))
-    steps = len(train_images) // batch
 
     done, session_init, refusal = 0, None, None
     if worker == 0:
