@@ -1,16 +1,21 @@
 """GhostNet (Han et al., "GhostNet: More Features from Cheap Operations", CVPR 2020, table 1) as it was released for TensorFlow.
 
-The variables and their scope ``MobileNetV2`` are those of the published checkpoint.
+The variables and their scope ``MobileNetV2`` are those of the published checkpoint. VARIANTS has the GhostNets of other
+libraries, whose weights tools/import_weights.py brings in.
 """
 import collections
+import contextlib
+import math
 import re
 
 from tensorpack.models import BatchNorm, Conv2D, Dropout
 from tensorpack.tfutils.argscope import argscope
 from tensorpack.tfutils.tower import PredictTowerContext
 
-from imagenet_utils import IMAGE_SIZE, ImageNetModel
-from myconv2d import ConvBN, DepthConv, GhostModule, SELayer, global_average, kernel_initializer, space_axes
+from command_line import InputError
+from imagenet_utils import IMAGE_SIZE, MODEL_VARIABLE, PUBLISHED, ImageNetModel
+from myconv2d import (
+    ConvBN, DepthConv, GhostModule, SELayer, channel_axis, global_average, kernel_initializer, space_axes, symmetric_padding)
 from tf_compat import tf
 
 Conv = collections.namedtuple('Conv', 'kernel stride depth')
@@ -38,6 +43,31 @@ ROWS = [
 ]
 HEAD_DEPTH = 1280                # row 18, behind the average pool: the width multiplier does not reach it
 CODE_LENGTH = len(ROWS) + 1      # the published code had an entry for every row, though only the bottlenecks use theirs
+BACKBONE = re.compile('^(?!MobileNetV2/(Logits|Conv2d_%d)/).*%s' % (len(ROWS), MODEL_VARIABLE.pattern))    # for CheckpointRestore
+
+
+def nearest(depth):
+    """A multiple of 4, at least 8, for a depth times the width multiplier."""
+    return int(round(max(int(depth), 8) / 4.0) * 4)
+
+
+def divisible(depth):
+    """A multiple of 4 that is at least 90 % of a depth times the width multiplier."""
+    channels = max(4, int(depth + 2) // 4 * 4)
+    return channels + 4 if channels < 0.9 * depth else channels
+
+
+# What differs between the GhostNets: padding like PyTorch's where there is a stride; the SE gate; BN in row 18, in place of a
+# bias; how numbers of channels are rounded; SE's own ones; whether the factor multiplies what is rounded; whether row 17 is kept
+# from being narrower than at width 1.0; whether a shortcut's depthwise convolution is always 3x3, with ReLU.
+Variant = collections.namedtuple('Variant', 'symmetric hard_sigmoid head_bn rounded squeezed expand_rounded wide_last shortcut_3x3')
+VARIANTS = {
+    PUBLISHED: Variant(False, False, True, nearest, lambda channels: channels // 4, False, False, False),
+    # the authors' PyTorch release, and timm
+    'pytorch': Variant(True, True, False, divisible, lambda channels: divisible(channels / 4), False, False, False),
+    # pytorchcv, by osmr
+    'imgclsmob': Variant(True, False, True, divisible, lambda channels: channels // 4, True, True, True),
+}
 
 
 def bottleneck_code(code, default):
@@ -70,7 +100,7 @@ def layer_costs(model):
     return [(name, multiply_adds, parameters) for name, (multiply_adds, parameters) in costs.items()]
 
 
-def architecture(shapes):
+def architecture(shapes, variant=PUBLISHED):
     """The arguments of GhostNet that show in a checkpoint: `shapes` is {variable name: shape}, None if it is no GhostNet."""
     def shape(name):
         return shapes.get('MobileNetV2/' + name)
@@ -78,12 +108,40 @@ def architecture(shapes):
     last, head = shape('Conv2d_%d/W' % (len(ROWS) - 1)), shape('Logits/Conv2d_1c_1x1/W')
     if last is None or head is None:
         return None
+    # Several widths have the same numbers of channels: of those, the roundest one.
+    outputs = {i: shape('Conv2d_%d%s/W' % (i, '' if isinstance(row, Conv) else '_shortcut_1x1')) for i, row in enumerate(ROWS)}
+    width = last[-1] / ROWS[-1].depth
+    for candidate in [k / 20 for k in range(1, 200)] + [k / 100 for k in range(1, 1000)] + [k / 1000 for k in range(1, 10000)]:
+        model = GhostNet(width=candidate, variant=variant)
+        if all(model.channels(ROWS[i]) == output[-1] for i, output in outputs.items() if output is not None):
+            width = candidate
+            break
     cheap = [shape('Conv2d_%d_up_pointwise/dw1/DW' % i) for i, row in enumerate(ROWS) if isinstance(row, Bottleneck)]
     cheap += [cheap[-1]] * (CODE_LENGTH - len(cheap))
     return {
-        'num_classes': head[-1], 'width': last[-1] / ROWS[-1].depth, 'se': 3 if any('_se/' in n for n in shapes) else 0,
+        'num_classes': head[-1], 'width': width, 'se': 3 if any('_se/' in n for n in shapes) else 0,
         'dw_code': [kernel[0] if kernel else 3 for kernel in cheap],
         'ratio_code': [kernel[-1] + 1 if kernel else 1 for kernel in cheap]}
+
+
+def of_checkpoint(restore, **options):
+    """The GhostNet that `restore`, a CheckpointRestore, has the weights of. `options` are further arguments of it.
+
+    Raises:
+        InputError: it is no GhostNet, or one of a variant that is not among VARIANTS.
+    """
+    known_variant(restore.variant)
+    made_with = architecture(restore.shapes, restore.variant)
+    if made_with is None:
+        raise InputError("the checkpoint %s is not one of a GhostNet" % restore.path)
+    return GhostNet(variant=restore.variant, **dict(made_with, **options))
+
+
+def known_variant(variant):
+    """`variant`, if it is one of VARIANTS. Raises InputError if not."""
+    if variant not in VARIANTS:
+        raise InputError("the variant '%s' is not one of %s" % (variant, ', '.join(sorted(VARIANTS))))
+    return variant
 
 
 class GhostNet(ImageNetModel):
@@ -101,59 +159,118 @@ class GhostNet(ImageNetModel):
         dropout_keep_prob (float): probability of keeping an input of the last layer in training.
         label_smoothing (float): share of the target that is spread over all classes.
         freeze_bn (bool): in training too, BN uses its stored statistics, and none of its variables change.
+        variant (str): one of VARIANTS.
+        output_stride (int): 8, 16 or 32. Under 32, the last strides are 1, and what comes behind them is atrous at that rate.
     """
 
     def __init__(self, num_classes=1000, dw_code=None, ratio_code=None, se=3, data_format='NHWC', width=1.0, lr=0.1,
-                 weight_decay=4e-5, dropout_keep_prob=0.8, label_smoothing=0.1, freeze_bn=False):
-        super(GhostNet, self).__init__(data_format, lr, weight_decay, label_smoothing, freeze_bn)
+                 weight_decay=4e-5, dropout_keep_prob=0.8, label_smoothing=0.1, freeze_bn=False, variant=PUBLISHED,
+                 output_stride=32):
+        super(GhostNet, self).__init__(data_format, lr, weight_decay, label_smoothing, freeze_bn, variant)
         self.num_classes = num_classes
         self.dw_code = bottleneck_code(dw_code, 3)
         self.ratio_code = bottleneck_code(ratio_code, 2)
         self.se = se
         self.width = width
         self.dropout_keep_prob = dropout_keep_prob
+        self.output_stride = output_stride
+        self.rules = VARIANTS[variant]
 
     def scaled(self, depth):
-        """Number of channels of a layer of `depth` channels at width 1.0: a multiple of 4, at least 8."""
-        return int(round(max(int(depth * self.width), 8) / 4.0) * 4)
+        """Number of channels of a layer of `depth` channels at width 1.0."""
+        return self.rules.rounded(depth * self.width)
 
-    def bottleneck(self, x, name, row, in_depth, dw_size, ratio):
-        """Ghost bottleneck (paper, section 3.2, figure 3). `in_depth` is the previous row's depth, at width 1.0."""
+    def channels(self, row):
+        """Number of output channels of one of ROWS."""
+        if row is ROWS[-1] and self.rules.wide_last:
+            return self.rules.rounded(row.depth * max(self.width, 1))
+        return self.scaled(row.depth)
+
+    def expanded(self, row, in_depth):
+        """Number of channels within a bottleneck."""
+        if self.rules.expand_rounded:
+            return int(math.ceil(self.scaled(in_depth) * row.factor))
+        return self.scaled(in_depth * row.factor)
+
+    def bottleneck(self, x, name, row, in_depth, dw_size, ratio, stride, rate):
+        """Ghost bottleneck (paper, section 3.2, figure 3).
+
+        `in_depth` is the previous row's depth, at width 1.0. `stride` is the row's or 1, `rate` that of its first convolutions.
+        """
         shortcut = x
         if row.stride > 1 or row.depth != in_depth:
-            shortcut = DepthConv(name + '_shortcut_dw', shortcut, row.kernel, row.stride)
-            shortcut = ConvBN(name + '_shortcut_1x1', shortcut, self.scaled(row.depth), 1, relu=False)
-        x = GhostModule(name + '_up_pointwise', x, self.scaled(in_depth * row.factor), dw_size, ratio, relu=True)
+            plain = self.rules.shortcut_3x3
+            shortcut = DepthConv(name + '_shortcut_dw', shortcut, 3 if plain else row.kernel, stride, rate, relu=plain)
+            shortcut = ConvBN(name + '_shortcut_1x1', shortcut, self.channels(row), 1, relu=False)
+        x = GhostModule(name + '_up_pointwise', x, self.expanded(row, in_depth), dw_size, ratio, relu=True, rate=rate)
         if row.stride > 1:
-            x = DepthConv(name + '_depthwise', x, row.kernel, row.stride)
+            x = DepthConv(name + '_depthwise', x, row.kernel, stride, rate)
         if row.se and self.se > 0:
-            x = SELayer(name + '_se', x)
-        x = GhostModule(name + '_down_pointwise', x, self.scaled(row.depth), dw_size, ratio, relu=False)
+            x = SELayer(name + '_se', x, self.rules.squeezed(x.shape.as_list()[channel_axis(self.data_format)]))
+        x = GhostModule(name + '_down_pointwise', x, self.channels(row), dw_size, ratio, relu=False,
+                        rate=rate * row.stride // stride)
         return x + shortcut
+
+    @contextlib.contextmanager
+    def layers(self):
+        """What all layers have in common, and their scope."""
+        with argscope([Conv2D, DepthConv, GhostModule, SELayer, BatchNorm], data_format=self.data_format), \
+                argscope(Conv2D, kernel_initializer=kernel_initializer), \
+                argscope(DepthConv, symmetric=self.rules.symmetric), argscope(SELayer, hard_sigmoid=self.rules.hard_sigmoid), \
+                argscope(BatchNorm, training=False if self.freeze_bn else None), tf.variable_scope('MobileNetV2'):
+            yield
+
+    def rows(self, image):
+        """What comes out of each of ROWS: a list of tensors. `image` as ``get_logits`` takes it, but of any size."""
+        x, in_depth, outputs = self.image_preprocess(image) if image.dtype == tf.uint8 else image, None, []
+        codes = iter(zip(self.dw_code, self.ratio_code))
+        reached, rate = 1, 1
+        for i, row in enumerate(ROWS):
+            name, stride = 'Conv2d_%d' % i, row.stride if reached < self.output_stride else 1
+            if isinstance(row, Conv):
+                padding = 'SAME'
+                if self.rules.symmetric and stride > 1:
+                    x, padding = symmetric_padding(x, row.kernel, self.data_format), 'VALID'
+                x = ConvBN(name, x, self.channels(row), row.kernel, stride, padding=padding)
+            else:
+                dw_size, ratio = next(codes)
+                x = self.bottleneck(x, name, row, in_depth, dw_size, ratio, stride, rate)
+            reached, rate = reached * stride, rate * row.stride // stride
+            in_depth = row.depth
+            outputs.append(x)
+        return outputs
 
     def get_logits(self, image):
         """Logits, float32 (N, num_classes), of images: uint8 (N, 224, 224, 3) BGR, or float32 as ``image_preprocess`` returns.
 
         To be called in a Tensorpack tower context, which says whether BN and dropout are in training.
         """
-        if image.dtype == tf.uint8:
-            image = self.image_preprocess(image)
-        with argscope([Conv2D, DepthConv, GhostModule, SELayer, BatchNorm], data_format=self.data_format), \
-                argscope(Conv2D, kernel_initializer=kernel_initializer), \
-                argscope(BatchNorm, training=False if self.freeze_bn else None), tf.variable_scope('MobileNetV2'):
-            x, in_depth = image, None
-            codes = iter(zip(self.dw_code, self.ratio_code))
-            for i, row in enumerate(ROWS):
-                name = 'Conv2d_%d' % i
-                if isinstance(row, Conv):
-                    x = ConvBN(name, x, self.scaled(row.depth), row.kernel, row.stride)
-                else:
-                    dw_size, ratio = next(codes)
-                    x = self.bottleneck(x, name, row, in_depth, dw_size, ratio)
-                in_depth = row.depth
-            x = global_average(x, self.data_format)
-            x = ConvBN('Conv2d_%d' % len(ROWS), x, HEAD_DEPTH, 1)
+        with self.layers():
+            x = global_average(self.rows(image)[-1], self.data_format)
+            head = 'Conv2d_%d' % len(ROWS)
+            x = ConvBN(head, x, HEAD_DEPTH, 1) if self.rules.head_bn else Conv2D(head, x, HEAD_DEPTH, 1, activation=tf.nn.relu)
             x = Dropout(x, rate=1.0 - self.dropout_keep_prob)
             with tf.variable_scope('Logits'):
                 x = Conv2D('Conv2d_1c_1x1', x, self.num_classes, 1)
             return tf.squeeze(x, space_axes(self.data_format))
+
+    def feature_maps(self, image):
+        """The last bottleneck's output at each of the strides 4, 8, 16 and 32, for detection, segmentation or pose.
+
+        Args:
+            image (tf.Tensor): as ``get_logits`` takes it, but of any height and width, known to the graph or not.
+        Returns:
+            OrderedDict: {name of the row: float32 (N, H / stride, W / stride, C)}, sizes rounded up; (N, C, ...) with NCHW.
+            With an `output_stride` of 8 or 16, that is the stride of the last ones.
+
+        Like ``get_logits``, to be called in a tower context. ``CheckpointRestore(path, BACKBONE)`` restores what it takes.
+        """
+        with self.layers():
+            outputs = self.rows(image)
+        maps, stride = collections.OrderedDict(), 1
+        for i, row in enumerate(ROWS[:-1]):
+            stride *= row.stride
+            following = ROWS[i + 1]
+            if stride >= 4 and (following.stride > 1 or isinstance(following, Conv)):
+                maps['Conv2d_%d' % i] = outputs[i]
+        return maps

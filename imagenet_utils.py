@@ -32,43 +32,21 @@ from tensorpack.tfutils.summary import add_moving_summary
 from tensorpack.tfutils.tower import get_current_tower_context
 from tensorpack.utils.utils import get_tqdm
 
+from command_line import InputError, cores
+
 IMAGE_SIZE = 224
 META = 'caffe_ilsvrc12'
+PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 # The last part of the name of every variable that belongs to a model; what training adds (slots, counters) ends otherwise.
 MODEL_VARIABLE = re.compile('(^|/)(W|DW|b|beta|gamma|EMA)$')
+# The variant of a network is recorded in its checkpoints as a string of this name, unless it is the published one.
+VARIANT, PUBLISHED = 'variant', 'published'
 ALL_BUT_LAST_LAYER = re.compile('^(?!.*/Logits/).*' + MODEL_VARIABLE.pattern)
-
-
-class InputError(Exception):
-    """What the user gave cannot be used. The message is one line that says what to do."""
 
 
 def quiet_logger():
     """Keeps what Tensorpack logs (every layer, every variable) off a command whose output is its result."""
     logging.getLogger('tensorpack').setLevel(logging.ERROR)
-
-
-def check_writable(path):
-    """Raises InputError if `whole_file` cannot write there: better now than after an hour."""
-    folder = os.path.dirname(os.path.realpath(path))
-    if not path or (os.path.exists(path) and not os.path.isfile(path)) or not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError("cannot write '%s': name a file in a folder that exists and can be written to" % path)
-
-
-@contextlib.contextmanager
-def whole_file(path):
-    """A binary file that appears at `path` when it is whole, or not at all."""
-    path = os.path.realpath(path)    # a link stays, and its target is replaced
-    temporary = '%s.%d.tmp' % (path, os.getpid())
-    try:
-        with open(temporary, 'wb') as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
 
 
 # ---------------------------------------------------------------------------------------------------------------- images
@@ -166,6 +144,34 @@ def read_synsets(data_dir):
     return synsets
 
 
+def read_words(data_dir):
+    """The classes of an ILSVRC12 tree, [(WordNet id, words), ...]: words from ``synset_words.txt``, or '' where that is missing."""
+    synsets, path = read_synsets(data_dir), os.path.join(data_dir, META, 'synset_words.txt')
+    words = dict((line.split(None, 1) + [''])[:2] for line in read_lines(path) if line) if os.path.exists(path) else {}
+    return [(synset, words.get(synset, '')) for synset in synsets]
+
+
+def find_images(paths):
+    """The files that `paths` name, and the pictures in folders and in what is below them, in alphabetical order.
+
+    Raises:
+        InputError: a file is missing, or a folder has no picture.
+    """
+    files = []
+    for path in paths:
+        if not os.path.isdir(path):
+            if not os.path.isfile(path):
+                raise InputError("there is no picture and no folder %s" % path)
+            files.append(path)
+            continue
+        found = sorted(os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names
+                       if name.lower().endswith(PICTURES))
+        if not found:
+            raise InputError("the folder %s has no picture: none of its files ends with %s" % (path, ', '.join(PICTURES)))
+        files += found
+    return files
+
+
 def read_list(data_dir, name):
     """What ``caffe_ilsvrc12/<name>.txt`` of an ILSVRC12 tree lists: [(file, label), ...], in its order.
 
@@ -212,11 +218,6 @@ def read_images(data_dir, name):
                                  % (file, folder, number, META, name))
         images.append([path, label])
     return images
-
-
-def cores():
-    """Number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 class OrderedThreadMap(ProxyDataFlow):
@@ -354,13 +355,14 @@ class ImageNetModel(ModelDesc):
     Args: see ghostnet.GhostNet.
     """
 
-    def __init__(self, data_format, lr, weight_decay, label_smoothing, freeze_bn):
+    def __init__(self, data_format, lr, weight_decay, label_smoothing, freeze_bn, variant=PUBLISHED):
         super(ImageNetModel, self).__init__()
         self.data_format = data_format
         self.lr = lr
         self.weight_decay = weight_decay
         self.label_smoothing = label_smoothing
         self.freeze_bn = freeze_bn
+        self.variant = variant
 
     def get_logits(self, image):
         """Logits, float32 (N, classes), of images as ``image_preprocess`` takes them, or as it returns them."""
@@ -410,11 +412,16 @@ class ImageNetModel(ModelDesc):
 # ----------------------------------------------------------------------------------------------------------- checkpoints
 
 class CheckpointMismatch(InputError):
-    """A checkpoint is sound, but of another model. `shapes` has all its model variables: {name: shape}."""
+    """A checkpoint, `restore`, is sound, but of another model."""
 
-    def __init__(self, message, shapes):
+    def __init__(self, message, restore):
         super(CheckpointMismatch, self).__init__(message)
-        self.shapes = shapes
+        self.restore = restore
+
+
+def recorded_variant(path):
+    """The variant of the network that a checkpoint is of. Raises InputError if it is missing or cannot be read."""
+    return CheckpointRestore(path, re.compile('(?!)')).variant
 
 
 class CheckpointRestore(DictRestore):
@@ -423,6 +430,9 @@ class CheckpointRestore(DictRestore):
     Args:
         path (str): the checkpoint's prefix, or one of its files.
         names: compiled pattern of the variables to restore. All of them must be there, and no other such ones.
+
+    `shapes` is {name: shape} of all model variables in the checkpoint, `values` {name: array} of what is restored, `variant` the
+    network's.
     Raises:
         InputError: a file is missing, or a tensor unreadable (TensorFlow checks the CRC of each).
         CheckpointMismatch: when the session is made, if these variables are not exactly those of the graph.
@@ -443,6 +453,7 @@ class CheckpointRestore(DictRestore):
         except Exception as error:    # tf.errors, but in TensorFlow 2 also IndexError, RuntimeError and others
             raise InputError("the checkpoint %s cannot be read%s: get it anew (%s)" % (
                 path, '' if name is None else ' at ' + name, (str(error).splitlines() or [repr(error)])[0][:200]))
+        self.variant = values.pop(VARIANT, PUBLISHED.encode()).decode()
         self.shapes = {name: value.shape for name, value in values.items() if MODEL_VARIABLE.search(name)}
         self.values = {name: value for name, value in values.items() if names.search(name)}
         super(CheckpointRestore, self).__init__(self.values)
@@ -455,7 +466,7 @@ class CheckpointRestore(DictRestore):
             raise CheckpointMismatch("the checkpoint %s does not fit the model in %d of %d variables: %s%s" % (
                 self.path, len(wrong), len(set(graph) | set(found)),
                 '; '.join('%s is %s in the checkpoint, %s in the model' % (name, found.get(name, 'absent'), graph.get(name, 'absent'))
-                          for name in wrong[:3]), '; ...' if len(wrong) > 3 else ''), self.shapes)
+                          for name in wrong[:3]), '; ...' if len(wrong) > 3 else ''), self)
 
 
 def save_checkpoint(session, saver, path):
@@ -482,12 +493,22 @@ def save_checkpoint(session, saver, path):
         raise InputError("cannot write the checkpoint %s (%s): make room" % (path, reasons[0].strip()[:200]))
 
 
-def save_values(values, path):
-    """Saves `values`, {variable name: array}, as checkpoint `path`."""
+def variant_variables(variant):
+    """The variables to save with a checkpoint so that it tells its variant: none for the published one, else a string."""
+    if variant == PUBLISHED:
+        return []
+    with tf.device('/cpu:0'):    # local: Horovod has no broadcast for strings
+        return [tf.get_variable(VARIANT, initializer=tf.constant(variant), trainable=False,
+                                collections=[tf.GraphKeys.LOCAL_VARIABLES])]
+
+
+def save_values(values, path, variant):
+    """Saves `values`, {variable name: array}, as checkpoint `path` of a network of this variant."""
     with tf.Graph().as_default(), tf.Session(config=tf.ConfigProto(device_count={'GPU': 0})) as session:
         variables = [tf.get_variable(name, initializer=value) for name, value in sorted(values.items())]
-        session.run(tf.global_variables_initializer())
-        save_checkpoint(session, tf.train.Saver(variables), path)
+        saver = tf.train.Saver(variables + variant_variables(variant))
+        session.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
+        save_checkpoint(session, saver, path)
 
 
 # ------------------------------------------------------------------------------------------------------------ evaluation

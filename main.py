@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""GhostNet for TensorFlow: evaluates a checkpoint on ILSVRC12, trains one, or counts what the network costs."""
+"""GhostNet for TensorFlow: evaluates a checkpoint on ILSVRC12, tells what is in pictures, trains, or counts what it costs."""
 import sys
 
 if sys.version_info < (3, 6):    # before anything that such a Python cannot read
@@ -10,9 +10,10 @@ if sys.version_info < (3, 6):    # before anything that such a Python cannot rea
 import argparse
 import contextlib
 import json
-import math
 import os
 import platform
+
+from command_line import InputError, Parser, check_writable, number, run, whole_file
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
 DIGITS = os.path.join(ROOT, 'data', 'digits')
@@ -20,24 +21,6 @@ DIGITS_CHECKPOINT = os.path.join(ROOT, 'models', 'digits_checkpoint')
 PUBLISHED_CHECKPOINT = os.path.join(ROOT, 'models', 'ghostnet_checkpoint')
 IMAGENET_IMAGES = 1281167    # in ILSVRC12's training set
 PAPER = {0.5: ('42', '2.6'), 1.0: ('141', '5.2'), 1.3: ('226', '7.3')}    # paper, table 7: millions at each width
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, "main.py: %s (see --help)\n" % message)
-
-
-def number(kind, accept, what):
-    """An argparse type: a number of `kind`, below 2**31, that `accept` accepts; `what` says which those are."""
-    def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not (value < 2 ** 31 and accept(value)):
-            raise argparse.ArgumentTypeError("'%s' is not %s" % (text, what))
-        return value
-    return parse
 
 
 def code(text):
@@ -49,30 +32,35 @@ def code(text):
 def parse_args():
     positive = number(int, lambda n: n > 0, "a positive integer")
     share = number(float, lambda x: 0 <= x < 1, "a number from 0 up to, but not, 1")
-    parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog='main.py', description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     job = parser.add_argument_group('what to do')
     job.add_argument('--eval', action='store_true',
                      help="evaluate --load on the validation images; without any other flag, the digits that come along")
+    job.add_argument('--predict', nargs='+', metavar='FILE',
+                     help="tell what --load sees in pictures, or in those of a folder; without --load, digits")
     job.add_argument('--train', action='store_true', help="train by the published recipe")
     job.add_argument('--lr_schedule', action='store_true', help="print the learning rate of each epoch of --train, and exit")
     job.add_argument('--flops', type=number(int, lambda n: n in (0, 1), "0 or 1"), default=0,
                      help="1: print multiply-adds and parameters by layer group")
     data = parser.add_argument_group('data and results')
-    data.add_argument('--data_dir', help="ILSVRC12 tree with train/, val/ and caffe_ilsvrc12/")
+    data.add_argument('--data_dir', help="ILSVRC12 tree with train/, val/ and caffe_ilsvrc12/; for --predict, names of the classes")
     data.add_argument('--load', help="checkpoint; for --eval by default models/ghostnet_checkpoint")
-    data.add_argument('--json', metavar='FILE', help="write the result of --eval there")
+    data.add_argument('--json', metavar='FILE', help="write the result of --eval or --predict there")
     data.add_argument('--save_logits', metavar='FILE.npz', help="write logits, labels and files of --eval there")
     data.add_argument('--log_dir', default='train_log', help="folder of the run that --train makes: checkpoints, log, curves")
-    run = parser.add_argument_group('how to run')
-    run.add_argument('--gpu', help="GPUs that TensorFlow may use, such as 0 or 0,1; --train uses all of them. By default one")
-    run.add_argument('--towers', type=positive, help="--train: so many replicas on the CPU, as if on so many GPUs")
-    run.add_argument('--trainer', choices=['replicated', 'horovod'], default='replicated',
+    data.add_argument('--topk', type=positive, default=5, help="--predict: so many classes of each picture")
+    how = parser.add_argument_group('how to run')
+    how.add_argument('--gpu', help="GPUs that TensorFlow may use, such as 0 or 0,1; --train uses all of them. By default one")
+    how.add_argument('--towers', type=positive, help="--train: so many replicas on the CPU, as if on so many GPUs")
+    how.add_argument('--trainer', choices=['replicated', 'horovod'], default='replicated',
                      help="horovod: under horovodrun, on several machines")
-    run.add_argument('--data-format', choices=['NHWC', 'NCHW'], default='NHWC', help="layout inside the network")
-    run.add_argument('--eval_batch', type=positive, default=32, help="images a step in evaluation; changes speed only")
+    how.add_argument('--data-format', choices=['NHWC', 'NCHW'], default='NHWC', help="layout inside the network")
+    how.add_argument('--eval_batch', type=positive, default=32, help="images a step in evaluation; changes speed only")
     net = parser.add_argument_group('network')
     net.add_argument('--width_ratio', type=number(float, lambda x: 0 < x <= 10, "a number above 0, at most 10"), default=1.0,
                      help="width multiplier")
+    net.add_argument('--variant', choices=['published', 'pytorch', 'imgclsmob'], default=argparse.SUPPRESS,
+                     help="whose GhostNet (default: that recorded in --load, else published)")
     net.add_argument('--se', type=number(int, lambda n: n >= 0, "0 or a positive integer"), default=3,
                      help="squeeze-and-excitation, 0 for none")
     net.add_argument('--dw_code_str', type=code, default='', metavar='CODE',
@@ -95,13 +83,14 @@ def parse_args():
                        help="fixes initial weights, order and augmentation")
     args = parser.parse_args()
 
-    if args.eval and args.train:
-        parser.error("--eval and --train exclude each other: name one")
-    if not (args.eval or args.train or args.flops or args.lr_schedule):
-        parser.error("nothing to do: name --eval, --train, --lr_schedule or --flops 1")
+    jobs = [args.eval, args.predict is not None, args.train]
+    if sum(jobs) > 1:
+        parser.error("--eval, --predict and --train exclude each other: name one")
+    if not (any(jobs) or args.flops or args.lr_schedule):
+        parser.error("nothing to do: name --eval, --predict, --train, --lr_schedule or --flops 1")
     if args.gpu is not None and not all(part.strip().isdigit() for part in args.gpu.split(',')):
         parser.error("argument --gpu: '%s' is not a list of GPU numbers, such as 0 or 0,1" % args.gpu)
-    if args.eval and args.data_dir is None and args.load is None:
+    if (args.eval or args.predict) and args.data_dir is None and args.load is None:
         args.data_dir, args.load = DIGITS, DIGITS_CHECKPOINT
         if not os.path.isdir(os.path.join(DIGITS, 'caffe_ilsvrc12')):
             parser.error("the digits are not prepared: run 'python data/digits/prepare.py' (or 'make eval') first")
@@ -112,29 +101,36 @@ def parse_args():
         parser.error("--towers is for one machine's CPU: leave out %s" % ('--gpu' if args.gpu is not None else '--trainer horovod'))
     if (args.eval or args.train) and args.data_dir is None:
         parser.error("--data_dir is missing: name an ILSVRC12 tree, with train/, val/ and caffe_ilsvrc12/")
-    if args.eval and args.load is None:
+    if (args.eval or args.predict) and args.load is None:
         args.load = PUBLISHED_CHECKPOINT
-    if not args.eval and (args.json is not None or args.save_logits is not None):
-        parser.error("--json and --save_logits go with --eval")
+    if args.json is not None and not (args.eval or args.predict):
+        parser.error("--json goes with --eval and --predict")
+    if args.save_logits is not None and not args.eval:
+        parser.error("--save_logits goes with --eval")
     if args.json is not None and args.save_logits is not None and os.path.realpath(args.json) == os.path.realpath(args.save_logits):
         parser.error("--json and --save_logits name the same file")
+    args.variant = getattr(args, 'variant', None)
     return args
 
 
-def build_model(args, num_classes):
-    from ghostnet import CODE_LENGTH, GhostNet
+def build_model(args, num_classes, recorded):
+    """GhostNet as the flags say, or of the variant that is `recorded` with --load."""
+    from ghostnet import CODE_LENGTH, GhostNet, known_variant
+    if args.load is not None and args.variant not in (None, recorded):
+        raise InputError("the checkpoint %s is one of the variant '%s': leave --variant out" % (args.load, recorded))
     for flag in ('dw_code_str', 'ratio_code_str'):
         given = getattr(args, flag)
         if given and len(given) < CODE_LENGTH:
             print("--%s has %d entries; as published, under %d the default is used instead" % (flag, len(given), CODE_LENGTH))
     return GhostNet(num_classes, args.dw_code_str, args.ratio_code_str, args.se, args.data_format, args.width_ratio, args.lr,
-                    args.weight_decay, args.dropout_keep_prob, args.label_smoothing, args.freeze_bn)
+                    args.weight_decay, args.dropout_keep_prob, args.label_smoothing, args.freeze_bn,
+                    known_variant(args.variant or recorded))
 
 
-def flags_to_change(model, shapes, finetune):
-    """What to say of a checkpoint with variables of these shapes that does not fit `model`: which flags it was made with."""
+def flags_to_change(model, restore, finetune):
+    """What to say of a checkpoint that does not fit `model`: which flags it was made with."""
     import ghostnet
-    made_with = ghostnet.architecture(shapes)
+    made_with = ghostnet.architecture(restore.shapes, restore.variant)
     if made_with is None:
         return "it is no GhostNet checkpoint"
     bottlenecks = sum(isinstance(row, ghostnet.Bottleneck) for row in ghostnet.ROWS)
@@ -159,7 +155,7 @@ def mismatch_explained(model, finetune=False):
     try:
         yield
     except CheckpointMismatch as error:
-        error.args = ("%s; %s" % (error, flags_to_change(model, error.shapes, finetune)),)
+        error.args = ("%s; %s" % (error, flags_to_change(model, error.restore, finetune)),)
         raise
 
 
@@ -167,7 +163,7 @@ def run_eval(args):
     import cv2
     import numpy as np
     import tensorpack
-    from imagenet_utils import CheckpointRestore, check_writable, evaluate, read_images, read_list, read_synsets, whole_file
+    from imagenet_utils import CheckpointRestore, evaluate, read_images, read_list, read_synsets
     from tf_compat import TENSORFLOW_VERSION
 
     for path in (args.json, args.save_logits):
@@ -176,7 +172,7 @@ def run_eval(args):
     files, labels = zip(*read_list(args.data_dir, 'val'))
     images = read_images(args.data_dir, 'val')
     restore = CheckpointRestore(args.load)
-    model = build_model(args, len(read_synsets(args.data_dir)))
+    model = build_model(args, len(read_synsets(args.data_dir)), restore.variant)
     with mismatch_explained(model):
         result = evaluate(model, restore, images, args.eval_batch)
     count, seconds = len(images), result['seconds']
@@ -197,15 +193,57 @@ def run_eval(args):
                 'opencv': cv2.__version__}, indent=2).encode() + b'\n')
 
 
+def run_predict(args):
+    import numpy as np
+    import tabulate
+    from ghostnet import architecture
+    from imagenet_utils import CheckpointRestore, evaluate, find_images, read_words
+
+    if args.json is not None:
+        check_writable(args.json)
+    files = find_images(args.predict)
+    restore = CheckpointRestore(args.load)
+    if args.data_dir is not None:
+        classes = read_words(args.data_dir)
+    else:
+        made_with = architecture(restore.shapes, restore.variant)
+        classes = [('', '')] * (made_with['num_classes'] if made_with else 1000)
+    model = build_model(args, len(classes), restore.variant)
+    with mismatch_explained(model):
+        logits = evaluate(model, restore, [[file, 0] for file in files], args.eval_batch)['logits'].astype('float64')
+    probabilities = np.exp(logits - logits.max(1, keepdims=True))
+    probabilities /= probabilities.sum(1, keepdims=True)
+    results, rows = [], []
+    for file, row in zip(files, probabilities):
+        labels = np.argsort(-row, kind='stable')[:args.topk]
+        results.append({'file': file, 'classes': [
+            {'label': int(label), 'synset': classes[label][0], 'words': classes[label][1], 'probability': row[label]}
+            for label in labels]})
+        rows += [('' if rank else file, '%.4f' % row[label], label) + classes[label] for rank, label in enumerate(labels)]
+    if args.json is not None:
+        with whole_file(args.json) as f:
+            f.write(json.dumps(results, indent=2).encode() + b'\n')
+    headers = ('picture', 'probability', 'label') + (('synset', 'words') if args.data_dir is not None else ())
+    print(tabulate.tabulate([row[:len(headers)] for row in rows], headers=headers, disable_numparse=True,
+                            colalign=('left', 'right', 'right', 'left', 'left')[:len(headers)]))
+
+
 def run_train(args):
-    from imagenet_utils import read_images, read_synsets
+    from imagenet_utils import PUBLISHED, read_images, read_synsets, recorded_variant
     from training import Stopped, train
     train_images, val_images = read_images(args.data_dir, 'train'), read_images(args.data_dir, 'val')
-    model = build_model(args, len(read_synsets(args.data_dir)))
+    recorded = PUBLISHED
+    if args.load is not None:
+        try:
+            recorded = recorded_variant(args.load)
+        except InputError:
+            if not args.resume:    # a run that goes on does not need it any more, and has recorded its variant itself
+                raise
+    model = build_model(args, len(read_synsets(args.data_dir)), recorded)
     options = {'--' + flag: getattr(args, flag) for flag in (
         'batch', 'dropout_keep_prob', 'dw_code_str', 'epochs', 'freeze_bn', 'label_smoothing', 'lr', 'ratio_code_str', 'se', 'seed',
         'weight_decay', 'width_ratio')}
-    options.update({'number of classes': model.num_classes, 'number of training images': len(train_images)})
+    options.update({'--variant': model.variant, 'number of classes': model.num_classes, 'number of training images': len(train_images)})
     try:
         with mismatch_explained(model, args.finetune):
             # The published recipe crops less from images for narrow networks.
@@ -237,8 +275,9 @@ def print_schedule(args):
 def print_costs(args):
     import tabulate
     from ghostnet import layer_costs
-    from imagenet_utils import read_synsets
-    costs = layer_costs(build_model(args, 1000 if args.data_dir is None else len(read_synsets(args.data_dir))))
+    from imagenet_utils import PUBLISHED, read_synsets, recorded_variant
+    classes = 1000 if args.data_dir is None else len(read_synsets(args.data_dir))
+    costs = layer_costs(build_model(args, classes, PUBLISHED if args.load is None else recorded_variant(args.load)))
     costs.append(('total', sum(cost[1] for cost in costs), sum(cost[2] for cost in costs)))
     rows = [(name, "%.2f M" % (multiply_adds / 1e6), "{:,}".format(parameters)) for name, multiply_adds, parameters in costs]
     rows[-1] = ('total', "%.1f M" % (costs[-1][1] / 1e6), rows[-1][2])
@@ -248,34 +287,23 @@ def print_costs(args):
                             disable_numparse=True))
 
 
-def main():
-    args = parse_args()
+def main(args):
     if args.gpu is not None or args.towers is not None:
         os.environ['CUDA_VISIBLE_DEVICES'] = args.gpu or ''
-    try:
-        import tf_compat    # noqa: F401  (before all else that imports TensorFlow)
-        from imagenet_utils import InputError, quiet_logger
-    except ImportError as error:
-        return "main.py: %s" % error
-    try:
-        if args.flops or args.eval or args.lr_schedule:
-            quiet_logger()
-        if args.flops:
-            print_costs(args)
-        if args.eval:
-            run_eval(args)
-        if args.lr_schedule:
-            print_schedule(args)
-        elif args.train:
-            run_train(args)
-    except (InputError, OSError) as error:
-        return "main.py: %s" % error
-    except KeyboardInterrupt:
-        sys.exit(130)
+    if not args.train:
+        from imagenet_utils import quiet_logger
+        quiet_logger()
+    if args.flops:
+        print_costs(args)
+    if args.eval:
+        run_eval(args)
+    if args.predict:
+        run_predict(args)
+    if args.lr_schedule:
+        print_schedule(args)
+    elif args.train:
+        run_train(args)
 
 
 if __name__ == '__main__':
-    message = main()
-    if message is not None:
-        sys.stderr.write(message + "\n")
-        sys.exit(2)
+    run(main, parse_args(), 'main.py')

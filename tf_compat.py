@@ -85,3 +85,9 @@ def gpu_count():
     except AttributeError:    # TensorFlow 1.13
         from tensorflow.python.client import device_lib
         return sum(device.device_type == 'GPU' for device in device_lib.list_local_devices())
+
+
+def need_version_2(what):
+    """Raises Unsupported on TensorFlow 1."""
+    if _version(tensorflow) < (2, 0):
+        raise Unsupported("%s needs TensorFlow 2, this is %s: %s" % (what, TENSORFLOW_VERSION, INSTALL))

@@ -30,9 +30,10 @@ from tensorpack.train import (
 from tensorpack.utils import logger
 from tensorpack.utils.utils import get_tqdm
 
+from command_line import InputError, cores, whole_file
 from imagenet_utils import (
-    ALL_BUT_LAST_LAYER, MODEL_VARIABLE, CheckpointRestore, InputError, ShuffledImages, cores, eval_dataflow, layout_explained,
-    quiet_logger, save_checkpoint, save_values, session_creator, train_dataflow, whole_file)
+    ALL_BUT_LAST_LAYER, MODEL_VARIABLE, PUBLISHED, CheckpointRestore, ShuffledImages, eval_dataflow, layout_explained,
+    quiet_logger, save_checkpoint, save_values, session_creator, train_dataflow, variant_variables)
 
 KEPT = 10    # checkpoints to resume from, as Tensorpack's ModelSaver keeps
 
@@ -211,12 +212,13 @@ class Checkpoints(MonitorBase):
     _chief_only = True
     error = None
 
-    def __init__(self, folder, lowest):
-        self.folder, self.lowest = folder, lowest
+    def __init__(self, folder, lowest, variant):
+        self.folder, self.lowest, self.variant = folder, lowest, variant
 
     def _setup_graph(self):
-        self.all = tf.train.Saver(tf.global_variables(), max_to_keep=0)
-        self.weights = tf.train.Saver([v for v in tf.global_variables() if MODEL_VARIABLE.search(v.op.name)], max_to_keep=0)
+        variables, record = tf.global_variables(), variant_variables(self.variant)
+        self.all = tf.train.Saver(variables + record, max_to_keep=0)
+        self.weights = tf.train.Saver([v for v in variables if MODEL_VARIABLE.search(v.op.name)] + record, max_to_keep=0)
         self.sum = tf.add_n([tf.reduce_sum(v) for v in tf.trainable_variables()])
 
     def _trigger_epoch(self):
@@ -280,6 +282,12 @@ def remove_checkpoints(folder, kind, steps):
             os.remove(file)
 
 
+def save_again(source, path):
+    """Saves the model variables of checkpoint `source` as checkpoint `path`."""
+    restore = CheckpointRestore(source)
+    save_values(restore.values, path, restore.variant)
+
+
 def read_stats(folder):
     """Tensorpack's stats.json: a list of {name: value}, one for each epoch."""
     path = os.path.join(folder, JSONWriter.FILENAME)
@@ -307,7 +315,8 @@ def check_options(folder, options):
     try:
         with open(path) as f:
             before = json.load(f)
-    except (OSError, ValueError) as error:
+        before.setdefault('--variant', PUBLISHED)    # there were no others
+    except (OSError, ValueError, AttributeError) as error:
         raise InputError("cannot read %s, which tells what the run was started with (%s): name another --log_dir" % (path, error))
     if options['--seed'] is None:
         options['--seed'] = before.get('--seed')
@@ -374,7 +383,7 @@ def clean_up(folder, done):
     known = [entry for entry in stats if entry['global_step'] in saved]
     best = min(known, key=lambda entry: entry['val-error-top1'])['global_step'] if known else None
     if best is not None and best not in saved_steps(folder, 'best'):
-        save_values(CheckpointRestore(os.path.join(folder, 'model-%d' % best)).values, os.path.join(folder, 'best-%d' % best))
+        save_again(os.path.join(folder, 'model-%d' % best), os.path.join(folder, 'best-%d' % best))
         remove_checkpoints(folder, 'best', [step for step in saved_steps(folder, 'best') if step != best])
 
 
@@ -489,7 +498,7 @@ def train(model, train_images, val_images, batch, epochs, smallest_area, log_dir
         validation = Validation(val_images, towers, dtypes, guard)
         best = saved_steps(log_dir, 'best')
         checkpoints = Checkpoints(log_dir, min([entry['val-error-top1'] for entry in read_stats(log_dir)
-                                                if entry['global_step'] in best] + [math.inf]))
+                                                if entry['global_step'] in best] + [math.inf]), model.variant)
         callbacks.append(validation)
         monitors, kept = DEFAULT_MONITORS() + [checkpoints], [validation.data, checkpoints]
     if horovod:
@@ -550,7 +559,7 @@ def conclude(folder, guard, errors, done, steps, epochs):
         model = os.path.join(folder, 'model-%d' % (steps * epochs))
         finished = os.path.exists(model + '.index')
         if finished:
-            save_values(CheckpointRestore(model).values, os.path.join(folder, 'ghostnet_checkpoint'))
+            save_again(model, os.path.join(folder, 'ghostnet_checkpoint'))
     if not finished:
         raise Stopped("stopped after step %d of %d: the same command with --resume goes on after the last whole epoch"
                       % (done, steps * epochs), guard.signum or signal.SIGTERM)

@@ -314,20 +314,6 @@ def test_training_dataflow_repeats_with_a_seed(tmp_path):
     assert not all(np.array_equal(a[0], b[0]) for a, b in zip(first, other))
 
 
-def test_whole_file_appears_whole_or_not_at_all(tmp_path):
-    path = str(tmp_path / 'file')
-    with imagenet_utils.whole_file(path) as f:
-        f.write(b'first')
-        assert not os.path.exists(path)
-    with pytest.raises(RuntimeError):
-        with imagenet_utils.whole_file(path) as f:
-            f.write(b'second')
-            raise RuntimeError
-    assert os.listdir(str(tmp_path)) == ['file'] and open(path).read() == 'first'
-    with pytest.raises(InputError):
-        imagenet_utils.check_writable(str(tmp_path / 'no' / 'file'))
-
-
 @pytest.fixture(scope='module')
 def small_checkpoint(tmp_path_factory):
     """A checkpoint of four tensors, with what training adds."""

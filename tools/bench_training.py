@@ -31,8 +31,9 @@ def rate(step, batch, seconds):
 
 def dataflow(args):
     import imagenet_utils
+    from command_line import cores
     images = imagenet_utils.read_images(args.data_dir, 'train')
-    ds = imagenet_utils.train_dataflow(imagenet_utils.ShuffledImages(images, 0, args.batch), 0.08, imagenet_utils.cores())
+    ds = imagenet_utils.train_dataflow(imagenet_utils.ShuffledImages(images, 0, args.batch), 0.08, cores())
     ds.reset_state()
     batches = iter(ds)
     return rate(lambda: next(batches), args.batch, args.seconds)

@@ -7,7 +7,8 @@ Exit status: 0 for EXACT and for WITHIN the tolerance, 1 for DIFFERENT, 2 where 
 """
 import argparse
 import os
-import sys
+
+from command_line import InputError, Parser, run
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PUBLISHED = os.path.join(ROOT, 'models', 'published.json')
@@ -20,7 +21,7 @@ def count(text):
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(prog='reproduce', description=__doc__.splitlines()[0])
     parser.add_argument('--data_dir', required=True, help="ILSVRC12 tree")
     parser.add_argument('--load', required=True, help="checkpoint")
     parser.add_argument('--manifest', default=PUBLISHED, metavar='FILE',
@@ -29,7 +30,6 @@ def parse_args():
         parser.add_argument('--' + name, type=count, metavar='N',
                             help="expected %s; with other counts than published, the files may be others too" % what)
     parser.add_argument('--tolerance', type=count, default=25, metavar='N', help="images that each count may differ by (default: 25)")
-    parser.error = lambda message: parser.exit(2, "reproduce: %s (see --help)\n" % message)
     args = parser.parse_args()
     if (args.wrong_top1 is None) != (args.wrong_top5 is None):
         parser.error("--wrong_top1 and --wrong_top5 go together")
@@ -43,11 +43,14 @@ def reproduce(args):
         InputError: the files are not those published, the tree is not complete, or the evaluation could not run.
     """
     import tabulate
-    from ghostnet import GhostNet, architecture
-    from imagenet_utils import CheckpointRestore, InputError, evaluate, quiet_logger, read_images, read_synsets
+    from ghostnet import of_checkpoint
+    from imagenet_utils import CheckpointRestore, evaluate, quiet_logger, read_images, read_synsets
     from models.fetch import FetchError, check_blob, read_manifest
     quiet_logger()
-    manifest = read_manifest(args.manifest)
+    try:
+        manifest = read_manifest(args.manifest)
+    except ValueError as error:
+        raise InputError(error)
     expected = manifest['expected']
     published = args.wrong_top1 is None
     images = read_images(args.data_dir, 'val')
@@ -63,11 +66,8 @@ def reproduce(args):
                 check_blob(restore.path + entry['name'][len(manifest['checkpoint']):], entry)
         except FetchError as error:
             raise InputError(error)
-    made_with = architecture({name: value.shape for name, value in restore.values.items()})
-    if made_with is None:
-        raise InputError("%s is no GhostNet checkpoint" % restore.path)
-    made_with['num_classes'] = len(read_synsets(args.data_dir))
-    measured = evaluate(GhostNet(**made_with), restore, images, 32)
+    model = of_checkpoint(restore, num_classes=len(read_synsets(args.data_dir)))
+    measured = evaluate(model, restore, images, 32)
 
     rows, worst = [], 0
     for k in ('1', '5'):
@@ -83,23 +83,5 @@ def reproduce(args):
     return 0 if worst <= args.tolerance else 1
 
 
-def main():
-    args = parse_args()
-    sys.path.insert(0, ROOT)
-    try:
-        import tf_compat    # noqa: F401  (before all else that imports TensorFlow)
-        from imagenet_utils import InputError
-    except ImportError as error:
-        sys.stderr.write("reproduce: %s\n" % error)
-        return 2
-    try:
-        return reproduce(args)
-    except (InputError, OSError, ValueError) as error:
-        sys.stderr.write("reproduce: %s\n" % error)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-
-
 if __name__ == '__main__':
-    sys.exit(main())
+    run(reproduce, parse_args(), 'reproduce')
