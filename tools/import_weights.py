@@ -1,0 +1,236 @@
+"""Turns the weights of other libraries' GhostNets into a checkpoint, and a checkpoint back into theirs.
+
+    python -m tools.import_weights --from timm model.safetensors ghostnet_timm      # pytorch: the authors' PyTorch release
+    python -m tools.import_weights --to pytorch ghostnet_timm state_dict.pth
+
+A file is a state dict, as torch.save or safetensors write it. Pickled code is not executed. The checkpoint records the variant of
+the network that it belongs to (ghostnet.VARIANTS); its width multiplier, classes and the rest are taken from the shapes.
+"""
+import argparse
+import collections
+import os
+import pickle
+import re
+import warnings
+
+from command_line import InputError, Parser, check_writable, required, run, whole_file
+
+# For each library: the variant of the network, how many bottlenecks its stages have, and the names of its modules, a convolution
+# and its BN for each of ours. {} is the place of a bottleneck.
+Library = collections.namedtuple('Library', 'variant stages block modules')
+
+
+def pairs(*names):
+    """Names of a module that holds a convolution and its BN."""
+    return {ours: (theirs + '.conv', theirs + '.bn') for ours, theirs in names}
+
+
+PYTORCH = Library('pytorch', [1, 1, 1, 1, 1, 1, 5, 1, 4], lambda stage, unit: 'blocks.%d.%d.' % (stage, unit), {
+    '0': ('conv_stem', 'bn1'),
+    'up_pointwise/conv1': ('{}ghost1.primary_conv.0', '{}ghost1.primary_conv.1'),
+    'up_pointwise/dw1': ('{}ghost1.cheap_operation.0', '{}ghost1.cheap_operation.1'),
+    'depthwise': ('{}conv_dw', '{}bn_dw'),
+    'se/fc1': ('{}se.conv_reduce', None),
+    'se/fc2': ('{}se.conv_expand', None),
+    'down_pointwise/conv1': ('{}ghost2.primary_conv.0', '{}ghost2.primary_conv.1'),
+    'down_pointwise/dw1': ('{}ghost2.cheap_operation.0', '{}ghost2.cheap_operation.1'),
+    'shortcut_dw': ('{}shortcut.0', '{}shortcut.1'),
+    'shortcut_1x1': ('{}shortcut.2', '{}shortcut.3'),
+    '17': ('blocks.9.0.conv', 'blocks.9.0.bn1'),
+    '18': ('conv_head', None),
+    'Logits': ('classifier', None),
+})
+LIBRARIES = {
+    'pytorch': PYTORCH,
+    'timm': PYTORCH,    # has its names from there
+    'imgclsmob': Library(
+        'imgclsmob', [1, 2, 2, 6, 5], lambda stage, unit: 'features.stage%d.unit%d.' % (stage + 1, unit + 1), dict(pairs(
+            ('0', 'features.init_block'),
+            ('up_pointwise/conv1', '{}body.exp_conv.main_conv'),
+            ('up_pointwise/dw1', '{}body.exp_conv.cheap_conv'),
+            ('depthwise', '{}body.dw_conv'),
+            ('down_pointwise/conv1', '{}body.pw_conv.main_conv'),
+            ('down_pointwise/dw1', '{}body.pw_conv.cheap_conv'),
+            ('shortcut_dw', '{}identity_conv.dw_conv'),
+            ('shortcut_1x1', '{}identity_conv.pw_conv'),
+            ('17', 'features.final_block'),
+            ('18', 'output.conv1'),
+        ), **{
+            'se/fc1': ('{}body.se.conv1', None),
+            'se/fc2': ('{}body.se.conv2', None),
+            'Logits': ('output.conv2', None)})),
+}
+# PyTorch's BN counts the steps that it was trained for. A checkpoint keeps that too, for the way back.
+STEPS = 'num_batches_tracked'
+LEAVES = {'W': 'weight', 'DW': 'weight', 'b': 'bias', 'gamma': 'weight', 'beta': 'bias', 'mean/EMA': 'running_mean',
+          'variance/EMA': 'running_var', STEPS: STEPS}
+VARIABLE = re.compile(r'MobileNetV2/(?:Conv2d_(\d+)_?|(Logits)/Conv2d_1c_1x1)(.*?)/((?:bn|output)/)?(%s)$' % '|'.join(LEAVES))
+STEM, CLASSIFIER = 'MobileNetV2/Conv2d_0/W', 'MobileNetV2/Logits/Conv2d_1c_1x1/W'
+
+
+def their_name(variable, library):
+    """The name in a state dict of `library` that goes with a variable of ours."""
+    row, logits, layer, bn, leaf = VARIABLE.match(variable).groups()
+    block, position = '', int(row or 0) - 1    # of the bottlenecks, which begin in row 1
+    for stage, length in enumerate(library.stages):
+        if 0 <= position < length:
+            block = library.block(stage, position)
+        position -= length
+    module = library.modules[logits or layer or row][1 if bn else 0]
+    return module.format(block) + '.' + LEAVES[leaf]
+
+
+def axes(variable):
+    """The order of the axes of PyTorch's kernel in ours: OIHW as HWIO, but a depthwise one, (C, 1, H, W), as (H, W, C, 1)."""
+    return [2, 3, 0, 1] if re.search('(/DW|_depthwise/W|_shortcut_dw/W)$', variable) else [2, 3, 1, 0]
+
+
+def to_ours(variable, value):
+    """A tensor of theirs as the value of our variable: the classifier may be a matrix, and the stem takes BGR in place of RGB."""
+    if value.ndim == 2:
+        value = value[:, :, None, None]
+    if value.ndim == 4:
+        value = value.transpose(axes(variable))
+        if variable == STEM:
+            value = value[:, :, ::-1]
+    return value if variable.endswith(STEPS) else value.astype('float32')
+
+
+def to_theirs(variable, value):
+    """The inverse of `to_ours`, for those whose classifier is a matrix."""
+    if variable == STEM:
+        value = value[:, :, ::-1]
+    if value.ndim == 4:
+        order = axes(variable)
+        value = value.transpose([order.index(axis) for axis in range(4)])
+    return value[:, :, 0, 0] if variable == CLASSIFIER else value
+
+
+def variable_shapes(**options):
+    """{variable: shape} of the GhostNet with these options, the steps of its BNs among them."""
+    from ghostnet import GhostNet
+    from imagenet_utils import IMAGE_SIZE, MODEL_VARIABLE
+    from tf_compat import tf
+    from tensorpack.tfutils.tower import PredictTowerContext
+    with tf.Graph().as_default(), PredictTowerContext(''):
+        GhostNet(**options).get_logits(tf.placeholder(tf.uint8, [1, IMAGE_SIZE, IMAGE_SIZE, 3]))
+        shapes = {v.op.name: tuple(v.shape.as_list()) for v in tf.global_variables() if MODEL_VARIABLE.search(v.op.name)}
+    shapes.update({name.replace('mean/EMA', STEPS): () for name in shapes if name.endswith('mean/EMA')})
+    return shapes
+
+
+def library_shapes(values, library):
+    """The options of the one GhostNet of a library that `values`, {variable: array}, may be of, and its `variable_shapes`."""
+    from ghostnet import architecture
+    made_with = architecture({name: value.shape for name, value in values.items()}, library.variant) or {}
+    options = {key: made_with[key] for key in ('num_classes', 'width') if key in made_with}
+    return options, variable_shapes(variant=library.variant, **options)
+
+
+def compare(found, expected, source, model):
+    """Raises InputError, with the first differences, if {name: shape} of a source is not that of a model; steps may lack."""
+    wrong = [name for name in list(expected) + sorted(set(found) - set(expected))
+             if found.get(name) != expected.get(name) and not (name.endswith(STEPS) and name not in found)]
+    if wrong:
+        raise InputError("%s is not %s, which differs in %d tensors: %s%s" % (source, model, len(wrong), '; '.join(
+            '%s is %s there, %s in the model' % (name, found.get(name, 'absent'), expected.get(name, 'absent'))
+            for name in wrong[:3]), '; ...' if len(wrong) > 3 else ''))
+
+
+def read_state(path):
+    """The state dict in a file, {name: np.ndarray}. No code in it is executed.
+
+    Raises:
+        InputError: the file cannot be read, or has other things than tensors; a package is missing.
+    """
+    if not os.path.isfile(path):
+        raise InputError("there is no file %s" % path)
+    if path.endswith('.safetensors'):
+        load = required('safetensors.numpy').load_file
+    else:
+        torch = required('torch')
+        if tuple(int(part) for part in torch.__version__.split('.')[:2]) < (2, 6):    # CVE-2025-32434
+            raise InputError("PyTorch %s may execute code in the file: pip install -r requirements-interop.txt" % torch.__version__)
+
+        def load(path):
+            return torch.load(path, map_location='cpu', weights_only=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')    # of what is refused next
+            state = load(path)
+    except pickle.UnpicklingError as error:
+        code = re.search(r'GLOBAL ([\w.]+)', str(error))
+        raise InputError("%s is truncated, or has more in it than tensors%s, which is not executed: save model.state_dict()"
+                         % (path, ', such as ' + code.group(1) if code else ''))
+    except Exception as error:    # RuntimeError, EOFError, SafetensorError and others
+        raise InputError("%s is truncated, or no state dict: get it anew (%s)"
+                         % (path, (str(error) or repr(error)).splitlines()[0][:120]))
+    for key in ('state_dict', 'model'):    # where training scripts put it
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(hasattr(value, 'shape') for value in state.values()):
+        raise InputError("%s is no state dict, {name: tensor}: save model.state_dict()" % path)
+    return {re.sub('^module[.]', '', name): value if hasattr(value, 'astype') else
+            (value.float() if value.is_floating_point() else value).numpy() for name, value in state.items()}
+
+
+def import_weights(library, path, out):
+    from imagenet_utils import save_values
+    check_writable(out + '.index')
+    state = read_state(path)
+    theirs = {name: their_name(name, LIBRARIES[library]) for name in variable_shapes(variant=LIBRARIES[library].variant)}
+    values = {name: to_ours(name, state[theirs[name]]) for name in theirs if theirs[name] in state}
+    options, shapes = library_shapes(values, LIBRARIES[library])
+    found = {theirs[name]: value.shape for name, value in values.items()}
+    found.update({name: value.shape for name, value in state.items() if name not in found})
+    compare(found, {theirs[name]: shape for name, shape in shapes.items()}, path, 'a GhostNet of ' + library)
+    save_values(values, out, LIBRARIES[library].variant)
+    print("%s: %d tensors, width %g, %d classes, variant '%s'; for example" % (
+        out, len(values), options['width'], options['num_classes'], LIBRARIES[library].variant))
+    width = '' if options['width'] == 1 else ' --width_ratio %g' % options['width']
+    print("python main.py --eval --data_dir DIR --load %s%s" % (out, width))
+
+
+def export_weights(library, path, out):
+    import numpy as np
+    from imagenet_utils import CheckpointRestore
+    check_writable(out)
+    save = required('safetensors.numpy').save if out.endswith('.safetensors') else None
+    torch = None if save else required('torch')
+    restore = CheckpointRestore(path, re.compile('(%s)$' % '|'.join(LEAVES)))
+    if restore.variant != LIBRARIES[library].variant:
+        raise InputError("%s is a checkpoint of the variant '%s', and %s has no such network: only '%s' can go there"
+                         % (path, restore.variant, library, LIBRARIES[library].variant))
+    _, shapes = library_shapes(restore.values, LIBRARIES[library])
+    compare({name: value.shape for name, value in restore.values.items()}, shapes, path, 'a GhostNet of ' + library)
+    state = {their_name(name, LIBRARIES[library]): np.array(to_theirs(name, value), order='C')
+             for name, value in restore.values.items()}
+    with whole_file(out) as f:
+        if save:
+            f.write(save(state))
+        else:
+            torch.save({name: torch.from_numpy(value) for name, value in state.items()}, f)
+    print("%s: %d tensors" % (out, len(state)))
+
+
+def main(args):
+    from imagenet_utils import quiet_logger
+    quiet_logger()
+    if args.library:
+        import_weights(args.library, args.source, args.out)
+    else:
+        export_weights(args.to, args.source, args.out)
+
+
+def parse_args():
+    parser = Parser(prog='import_weights', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    direction = parser.add_mutually_exclusive_group(required=True)
+    direction.add_argument('--from', dest='library', choices=sorted(LIBRARIES), help="the library that FILE is of")
+    direction.add_argument('--to', choices=['pytorch', 'timm'], help="the library to write a state dict for")
+    parser.add_argument('source', metavar='FILE', help="state dict, .safetensors or what torch.save wrote; for --to, a checkpoint")
+    parser.add_argument('out', metavar='OUT', help="checkpoint to write; for --to, .safetensors or any other name for torch.save")
+    return parser.parse_args()
+
+
+if __name__ == '__main__':
+    run(main, parse_args(), 'import_weights')
