@@ -1,0 +1,96 @@
+"""Runs an exported model in the runtime that it is for, and times it. `tools.export` runs it, in a process of its own:
+
+    python -m tools.runtimes FORMAT MODEL IMAGES.npy RESULT.npz OUTPUTS
+
+RESULT.npz gets what comes out for the images, under the names of the outputs, `latency`, of one image in seconds, and `runtime`,
+its name and version. Each function here takes the path of a model and the names of its outputs, and returns a function from
+images to a list of arrays, and the runtime.
+"""
+import sys
+import time
+
+import numpy as np
+
+from command_line import cores
+
+
+def frozen(path, outputs):
+    import tensorflow
+    tf = tensorflow.compat.v1
+    with open(path, 'rb') as f:
+        graph_def = tf.GraphDef.FromString(f.read())
+    with tf.Graph().as_default() as graph:
+        tf.import_graph_def(graph_def, name='')
+    session = tf.Session(graph=graph, config=tf.ConfigProto(intra_op_parallelism_threads=cores()))
+    return session.make_callable([name + ':0' for name in outputs], ['input:0']), 'TensorFlow ' + tensorflow.__version__
+
+
+def savedmodel(path, outputs):
+    import tensorflow
+    tf = tensorflow.compat.v1
+    session = tf.Session(graph=tf.Graph(), config=tf.ConfigProto(intra_op_parallelism_threads=cores()))
+    with session.graph.as_default():
+        signature = tf.saved_model.loader.load(session, ['serve'], path).signature_def['serving_default']
+    call = session.make_callable([signature.outputs[name].name for name in outputs], [signature.inputs['input'].name])
+    return call, 'TensorFlow ' + tensorflow.__version__
+
+
+def tflite(path, outputs):
+    try:
+        import ai_edge_litert
+        from ai_edge_litert.interpreter import Interpreter
+        runtime = 'LiteRT ' + ai_edge_litert.__version__
+    except ImportError:
+        import tensorflow
+        Interpreter, runtime = tensorflow.lite.Interpreter, 'tf.lite ' + tensorflow.__version__
+    runner = Interpreter(model_path=path, num_threads=cores()).get_signature_runner('serving_default')
+
+    def call(images):
+        results = runner(input=images)
+        return [results[name] for name in outputs]
+    return call, runtime
+
+
+def onnx(path, outputs):
+    import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = cores()
+    session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+    return lambda images: session.run(outputs, {'input': images}), 'ONNX Runtime ' + onnxruntime.__version__
+
+
+def keras(path, outputs):
+    import keras
+    model = keras.saving.load_model(path)
+
+    def call(images):
+        results = model.predict_on_batch(images)
+        return [results[name] for name in outputs] if isinstance(results, dict) else [results]
+    return call, 'Keras ' + keras.__version__
+
+
+def results(call, outputs, images):
+    """What `call` makes of images, 32 at a time: {name of the output: array}."""
+    batches = [call(images[i:i + 32]) for i in range(0, len(images), 32)]
+    return {name: np.concatenate([batch[i] for batch in batches]) for i, name in enumerate(outputs)}
+
+
+def latency(call, image):
+    """Median time of a call with an image, (1, H, W, 3), in seconds."""
+    times = []
+    for _ in range(60):
+        start = time.perf_counter()
+        call(image)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[10:]))
+
+
+def main(form, path, images, result, outputs):
+    outputs = outputs.split(',')
+    call, runtime = globals()[form](path, outputs)
+    images = np.load(images)
+    np.savez(result, latency=latency(call, images[:1]), runtime=runtime, **results(call, outputs, images))
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])
