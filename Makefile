@@ -3,11 +3,12 @@
 VENV := .venv
 VENV_TF1 := .venv-tf1
 VENV_HOROVOD := .venv-horovod
+VENV_INTEROP := .venv-interop
 
 IMAGE := ghostnet-tf1
 LOAD := models/ghostnet_checkpoint
 
-.PHONY: eval test test-all test-tf1 test-horovod test-docker train-digits reproduce clean
+.PHONY: eval test test-all test-tf1 test-horovod test-interop test-docker train-digits reproduce clean
 
 eval: $(VENV)/installed
 	$(VENV)/bin/python data/digits/prepare.py
@@ -30,6 +31,10 @@ test-tf1: $(VENV_TF1)/installed
 test-horovod: $(VENV_HOROVOD)/installed
 	$(VENV_HOROVOD)/bin/python -m pytest tests/test_horovod.py $(ARGS)
 
+# With the other libraries and runtimes; both stacks' graphs are compared with theirs.
+test-interop: $(VENV_INTEROP)/installed $(VENV_TF1)/installed
+	$(VENV_INTEROP)/bin/python -m pytest tests/test_import_weights.py tests/test_export.py $(ARGS)
+
 # Builds the era's image and runs it as its users do, the tests among them.
 test-docker: $(VENV)/installed
 	@docker info >/dev/null 2>&1 || { echo "make: no Docker engine answers 'docker info': start one" >&2; exit 2; }
@@ -49,6 +54,12 @@ $(VENV)/installed: requirements.txt
 	echo "Creating $(VENV) with $$($$python --version) and installing requirements.txt (about 2.5 GB, a few minutes)"; \
 	$$python -m venv --clear $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV_INTEROP)/installed: $(VENV)/installed requirements-interop.txt
+	@echo "Creating $(VENV_INTEROP) and installing requirements-interop.txt too (about 8 GB, a few minutes)"
+	$(VENV)/bin/python -m venv --clear $(VENV_INTEROP)
+	$(VENV_INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-interop.txt
 	touch $@
 
 $(VENV_TF1)/installed: requirements-tf1.txt
@@ -80,4 +91,4 @@ $(VENV_HOROVOD)/installed: requirements-horovod.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV_TF1) $(VENV_HOROVOD) data/digits/train data/digits/val data/digits/caffe_ilsvrc12
+	rm -rf $(VENV) $(VENV_TF1) $(VENV_HOROVOD) $(VENV_INTEROP) data/digits/train data/digits/val data/digits/caffe_ilsvrc12

@@ -52,9 +52,13 @@ def digits(tmp_path_factory):
 
 
 def run_main(*args, **kwargs):
-    """Runs main.py as a user does, from `cwd` or the project's root, and returns (exit status, stdout, stderr)."""
-    run = subprocess.run([sys.executable, os.path.join(ROOT, 'main.py')] + [str(a) for a in args], stdout=subprocess.PIPE,
-                         stderr=subprocess.PIPE, universal_newlines=True, cwd=kwargs.get('cwd', ROOT), timeout=600)
+    """Runs main.py as a user does, from `cwd` or the project's root, and returns (exit status, stdout, stderr).
+
+    `script`: another one, in a list, such as ['-m', 'tools.export']; `python`, `env`: the Python, the environment.
+    """
+    command = [kwargs.get('python', sys.executable)] + kwargs.get('script', [os.path.join(ROOT, 'main.py')])
+    run = subprocess.run(command + [str(a) for a in args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
+                         cwd=kwargs.get('cwd', ROOT), env=kwargs.get('env'), timeout=600)
     return run.returncode, run.stdout, run.stderr
 
 
@@ -63,6 +67,28 @@ def refused(*args, **kwargs):
     status, out, err = run_main(*args, **kwargs)
     assert status == 2 and out == '' and err.count('\n') == 1 and 'Traceback' not in err, (status, out, err)
     return err
+
+
+def without(package, folder):
+    """An environment in which `package` is not installed. `folder` is an empty one."""
+    (folder / package).mkdir()
+    (folder / package / '__init__.py').write_text("raise ModuleNotFoundError('no', name='%s')\n" % package)
+    return dict(os.environ, PYTHONPATH=str(folder))
+
+
+def random_checkpoint(path, seed=0, **options):
+    """A checkpoint of the GhostNet with these options, with weights and BN statistics as recorded ones have."""
+    from tensorpack.tfutils.tower import PredictTowerContext
+    from ghostnet import GhostNet
+    from imagenet_utils import MODEL_VARIABLE, save_values
+    from tf_compat import tf
+    with tf.Graph().as_default(), PredictTowerContext(''):
+        model = GhostNet(**options)
+        model.get_logits(tf.placeholder(tf.uint8, [1, 224, 224, 3]))
+        values = {v.op.name: recorded_weight(v.op.name, v.shape.as_list(), seed) for v in tf.global_variables()
+                  if MODEL_VARIABLE.search(v.op.name)}
+    save_values(values, str(path), model.variant)
+    return str(path)
 
 
 def recorded_weight(name, shape, seed=0):

@@ -4,9 +4,9 @@ import os
 import numpy as np
 import pytest
 
-from conftest import recorded_weight
-from ghostnet import GhostNet
-from imagenet_utils import MODEL_VARIABLE, session_creator
+from conftest import random_checkpoint, recorded_weight
+from ghostnet import GhostNet, of_checkpoint
+from imagenet_utils import MODEL_VARIABLE, CheckpointRestore, session_creator
 from tensorpack.tfutils import DictRestore
 from tensorpack.tfutils.tower import PredictTowerContext, TrainTowerContext
 from tf_compat import TENSORFLOW_VERSION, tf
@@ -113,3 +113,65 @@ def test_kernel_initializer_is_the_published_truncated_normal():
         values = session.run(kernel_initializer([3, 3, 64, 256]))
     sigma = np.sqrt(1.3 * 2 / (3 * 3 * 64))
     assert abs(values).max() <= 2 * sigma and abs(values.std() / (0.87962566 * sigma) - 1) < 0.01
+
+
+@pytest.mark.parametrize('variant, width, tensors', [
+    ('published', 0.35, 435), ('published', 2.0, 435), ('pytorch', 1.3, 432), ('imgclsmob', 0.5, 435)])
+def test_variant_width_and_classes_are_found_in_a_checkpoint(variant, width, tensors, tmp_path):
+    restore = CheckpointRestore(random_checkpoint(tmp_path / 'checkpoint', variant=variant, width=width, num_classes=7))
+    assert restore.variant == variant and len(restore.values) == tensors
+    model = of_checkpoint(restore)
+    assert (model.variant, model.width, model.num_classes) == (variant, width, 7)
+
+
+# ---------------------------------------------------------------------------------------------------------------- backbone
+
+def feature_maps(image, **options):
+    """{name: map} for uint8 images, of a network with recorded weights."""
+    with tf.Graph().as_default(), session_creator().create_session() as session, PredictTowerContext(''):
+        placeholder = tf.placeholder(tf.uint8, [None, None, None, 3])
+        maps = GhostNet(**options).feature_maps(placeholder)
+        load_recorded(session)
+        return session.run(maps, {placeholder: image})
+
+
+@pytest.fixture(scope='module')
+def noise():
+    return np.random.RandomState(0).randint(0, 256, (2, 160, 224, 3)).astype(np.uint8)
+
+
+def test_feature_maps_are_at_four_strides(noise):
+    maps = feature_maps(noise)
+    assert [(name, maps[name].shape) for name in maps] == [
+        ('Conv2d_3', (2, 40, 56, 24)), ('Conv2d_5', (2, 20, 28, 40)), ('Conv2d_11', (2, 10, 14, 112)), ('Conv2d_16', (2, 5, 7, 160))]
+    odd = feature_maps(noise[:, :101, :77], width=0.5)    # sizes are rounded up
+    assert [m.shape for m in odd.values()] == [(2, 26, 20, 12), (2, 13, 10, 20), (2, 7, 5, 56), (2, 4, 3, 80)]
+
+
+def test_the_last_feature_map_is_what_the_head_gets():
+    with tf.Graph().as_default(), session_creator().create_session() as session, PredictTowerContext(''):
+        model = GhostNet()
+        image = tf.placeholder(tf.uint8, [None, 224, 224, 3])
+        with model.layers():
+            rows = model.rows(image)
+        load_recorded(session)
+        picture = np.random.RandomState(1).randint(0, 256, (1, 224, 224, 3)).astype(np.uint8)
+        before_head = session.run(rows[16], {image: picture})
+    assert relative_error(feature_maps(picture)['Conv2d_16'], before_head) < 1e-4
+
+
+@pytest.mark.parametrize('variant, output_stride, first', [
+    ('published', 16, 1), ('published', 8, 3), ('pytorch', 8, 0), ('imgclsmob', 16, 0)])
+def test_atrous_network_equals_the_strided_one_where_that_has_outputs(noise, variant, output_stride, first):
+    """SAME padding of a convolution with stride 2 has it look from odd positions, PyTorch's padding from even ones.
+
+    Without squeeze-and-excitation, which averages over all positions.
+    """
+    images = noise if output_stride == 16 else noise[:, :96, :128]
+    strided = feature_maps(images, se=0, variant=variant)
+    atrous = feature_maps(images, se=0, variant=variant, output_stride=output_stride)
+    step = 32 // output_stride
+    assert atrous['Conv2d_16'].shape[1] == images.shape[1] // output_stride
+    assert relative_error(atrous['Conv2d_16'][:, first::step, first::step], strided['Conv2d_16']) < 1e-5
+    for name in ('Conv2d_3', 'Conv2d_5'):
+        assert np.array_equal(atrous[name], strided[name])

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from conftest import ROOT, refused, run_main
+from conftest import ROOT, random_checkpoint, refused, run_main, without
 from tf_compat import TENSORFLOW_VERSION
 
 
@@ -111,9 +111,68 @@ def test_flops(width, multiply_adds, parameters, paper):
     assert 'Conv2d_16' in out and 'Logits' in out
 
 
+def test_predict_tells_what_is_in_pictures_and_folders(mini, calibrated, tmp_path):
+    """The same probabilities as from the logits of --eval, most probable first, with the words of the tree."""
+    listed = [line.split()[0] for line in open(os.path.join(mini, 'caffe_ilsvrc12', 'val.txt'))]
+    found = {name: os.path.join(folder, name) for folder, _, names in os.walk(os.path.join(mini, 'val')) for name in names}
+    folder = tmp_path / 'folder'
+    (folder / 'deeper').mkdir(parents=True)
+    shutil.copy(found[listed[7]], str(folder / 'deeper' / 'b.JPEG'))
+    shutil.copy(found[listed[3]], str(folder / 'a.jpg'))
+    cv2.imwrite(str(folder / 'c.png'), cv2.imread(found[listed[5]]))
+    (folder / 'notes.txt').write_text('no picture')
+    status, out, err = run_main('--predict', found[listed[0]], folder, '--load', calibrated, '--data_dir', mini, '--topk', 3,
+                                '--json', tmp_path / 'result.json')
+    assert status == 0, err
+    result = json.loads((tmp_path / 'result.json').read_text())
+    assert [entry['file'] for entry in result] == [found[listed[0]]] + [str(folder / n) for n in ('a.jpg', 'c.png', 'deeper/b.JPEG')]
+    logits = np.load(os.path.join(os.path.dirname(calibrated), 'logits_val.npz'))['logits'].astype(np.float64)
+    synsets = [line.strip() for line in open(os.path.join(mini, 'caffe_ilsvrc12', 'synsets.txt'))]
+    words = dict(line.strip().split(None, 1) for line in open(os.path.join(mini, 'caffe_ilsvrc12', 'synset_words.txt')))
+    lines = out.splitlines()[2:]
+    assert len(lines) == 3 * 4
+    for i, (entry, index) in enumerate(zip(result, (0, 3, 5, 7))):
+        probabilities = np.exp(logits[index] - logits[index].max())
+        probabilities /= probabilities.sum()
+        best = np.argsort(-probabilities)[:3]
+        assert [c['label'] for c in entry['classes']] == best.tolist()
+        assert np.allclose([c['probability'] for c in entry['classes']], probabilities[best], rtol=1e-3)
+        assert [(c['synset'], c['words']) for c in entry['classes']] == [(synsets[k], words[synsets[k]]) for k in best]
+        for line, c in zip(lines[3 * i:], entry['classes']):
+            assert line.split()[-len(c['words'].split()):] == c['words'].split() and '%.4f' % c['probability'] in line
+        assert lines[3 * i].startswith(entry['file'])
+
+
+def test_predict_takes_the_digits_and_says_what_is_no_picture(digits, tmp_path):
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'text.png').write_text('no picture')
+    load = ['--load', os.path.join(ROOT, 'models', 'digits_checkpoint')]
+    assert 'has no picture' in refused('--predict', tmp_path / 'empty', *load)
+    assert 'there is no picture' in refused('--predict', tmp_path / 'missing.jpg', *load)
+    assert 'text.png is not an image' in refused('--predict', tmp_path / 'text.png', *load)
+    picture, label = open(os.path.join(digits, 'caffe_ilsvrc12', 'val.txt')).readline().split()
+    path = [os.path.join(folder, picture) for folder, _, names in os.walk(os.path.join(digits, 'val')) if picture in names][0]
+    status, out, err = run_main('--predict', path, '--topk', 1, *load)    # without a tree, the labels alone
+    assert status == 0, err
+    assert out.split() == ['picture', 'probability', 'label'] + out.split()[3:6] + [path, out.split()[7], label]
+
+
+def test_a_variant_need_not_be_named(digits, tmp_path):
+    load = ['--load', random_checkpoint(tmp_path / 'checkpoint', variant='imgclsmob', width=0.25, num_classes=10)]
+    flags = ['--eval', '--data_dir', digits, '--width_ratio', 0.25] + load
+    status, out, err = run_main(*flags)
+    assert status == 0 and '360 images' in out, err
+    assert "one of the variant 'imgclsmob': leave --variant out" in refused('--variant', 'pytorch', *flags)
+
+
 @pytest.mark.parametrize('flags, message', [
     ([], 'nothing to do'),
     (['--eval', '--train'], 'exclude each other'),
+    (['--eval', '--predict', 'x.png'], 'exclude each other'),
+    (['--predict'], '--predict: expected at least one argument'),
+    (['--predict', 'x.png', '--topk', '0'], "--topk: '0'"),
+    (['--predict', 'x.png', '--save_logits', 'x.npz'], '--save_logits goes with --eval'),
+    (['--eval', '--variant', 'theirs'], '--variant'),
     (['--eval', '--load', 'models/digits_checkpoint'], '--data_dir is missing'),
     (['--train'], '--data_dir is missing'),
     (['--train', '--data_dir', '.', '--finetune'], '--finetune needs --load'),
@@ -217,15 +276,11 @@ def test_results_that_cannot_be_written(mini, calibrated, tmp_path):
     ('tensorpack', None, "the package 'tensorpack' is missing: install"),
 ])
 def test_unsupported_or_missing_packages(tmp_path, package, version, message):
-    (tmp_path / package).mkdir()
-    source = "__version__ = '%s'" % version if version else "raise ModuleNotFoundError('no', name='%s')" % package
-    if version == 'broken':
-        source = "raise ImportError('no\\nlibGL.so.1: cannot open', name='cv2')"
-    (tmp_path / package / '__init__.py').write_text(source + '\n')
-    run = subprocess.run([sys.executable, os.path.join(ROOT, 'main.py'), '--eval', '--data_dir', '.', '--load', 'x'],
-                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
-                         env=dict(os.environ, PYTHONPATH=str(tmp_path)))
-    assert run.returncode == 2 and message in run.stderr and run.stderr.count('\n') == 1, run.stderr
+    env = without(package, tmp_path)
+    if version:
+        source = "raise ImportError('no\\nlibGL.so.1: cannot open', name='cv2')" if version == 'broken' else "__version__ = '%s'" % version
+        (tmp_path / package / '__init__.py').write_text(source + '\n')
+    assert message in refused('--eval', '--data_dir', '.', '--load', 'x', env=env)
 
 
 def test_a_python_that_is_too_old_is_told_so():

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
-from conftest import ROOT, refused, run_main
+from conftest import ROOT, random_checkpoint, refused, run_main
 from imagenet_utils import CheckpointRestore, InputError
 from tf_compat import tf
 import training
@@ -350,6 +350,20 @@ def test_fine_tuning_learns_other_classes(digits, tmp_path):
     assert left_out == ['MobileNetV2/Logits/Conv2d_1c_1x1/W', 'MobileNetV2/Logits/Conv2d_1c_1x1/b']
     assert stats_of(log_dir)[-1]['val-error-top1'] < 0.3    # chance: 0.75
     assert variables(log_dir / 'ghostnet_checkpoint')[left_out[1]].shape == (4,)
+
+
+@pytest.mark.slow
+def test_a_variant_is_trained_on_and_resumed(small, tmp_path):
+    """From a checkpoint that records it, through all that a run saves."""
+    log_dir, load = tmp_path / 'log', random_checkpoint(tmp_path / 'checkpoint', variant='pytorch', width=0.25, num_classes=1000)
+    run = flags(small, log_dir, '--load', load, '--finetune')
+    train(*(run + ['--epochs', 2]))
+    for name in ('model-8', 'best-*.index', 'ghostnet_checkpoint'):
+        path = str(next(log_dir.glob(name + '*')))
+        assert CheckpointRestore(path).variant == 'pytorch'
+    status, out, err = run_main('--eval', '--data_dir', small, '--load', log_dir / 'ghostnet_checkpoint', '--width_ratio', 0.25)
+    assert status == 0, err
+    assert "variant" in refused_in_training(*(flags(small, log_dir, '--variant', 'published', '--epochs', 2, '--resume')))
 
 
 # --------------------------------------------------------------------------------------------------------------- mistakes

@@ -5,7 +5,7 @@
 
 An export takes any number of uint8 images (N, 224, 224, 3) in BGR, as OpenCV reads them. Preprocessing is inside, and BN in the
 convolutions. Before it gets its name, its own runtime loads it, and must give what the graph of main.py gives for photographs:
-relative error at most 1e-4, and the same top-1 class for each. Exit status: 1 if one does not, 2 where it could not be made.
+relative error (L2 norm) at most 1e-4, and the same top-1 class for each. Exit status: 1 if one does not, 2 where it cannot be made.
 """
 import argparse
 import collections
@@ -86,13 +86,11 @@ def difference(results, expected):
     """Compares outputs, both {name: (N, ...)}.
 
     Returns:
-        float, int: the largest relative error of an image; for how many the top-1 class is the same, None if these are no classes.
+        float, int: the largest relative error of an output, in the L2 norm over all images; for how many of them the top-1 class is
+        the same, None if the outputs are no classes.
     """
     import numpy as np
-
-    def largest(values):
-        return np.abs(values).reshape(len(values), -1).max(1)
-    error = max((largest(results[name] - value) / largest(value)).max() for name, value in expected.items())
+    error = max(np.linalg.norm(results[name] - value) / np.linalg.norm(value) for name, value in expected.items())
     name, value = list(expected.items())[0]
     return error, None if value.ndim > 2 else int((results[name].argmax(1) == value.argmax(1)).sum())
 

@@ -1,0 +1,184 @@
+"""Exports as a user makes them, loaded again by the runtimes that they are for."""
+import importlib.util
+import json
+import os
+import re
+import sys
+
+import numpy as np
+import pytest
+
+from conftest import ROOT, random_checkpoint, refused, run_main, without
+from ghostnet import BACKBONE, GhostNet
+from imagenet_utils import CheckpointRestore, eval_augmentors, read_image, read_images
+from tensorpack.tfutils.tower import PredictTowerContext
+from tf_compat import TENSORFLOW_VERSION, tf
+
+EXPORT = {'script': ['-m', 'tools.export']}
+DIGITS_CHECKPOINT = os.path.join(ROOT, 'models', 'digits_checkpoint')
+TF1 = TENSORFLOW_VERSION.startswith('1.')
+
+
+def needs(form):
+    if TF1 and form not in ('frozen', 'savedmodel'):
+        pytest.skip("%s needs TensorFlow 2" % form)
+    if form == 'onnx' and importlib.util.find_spec('tf2onnx') is None:
+        pytest.skip("needs tf2onnx: make test-interop")
+
+
+def run_export(*args):
+    """Runs the tool; returns the rows of its table, {(export, runtime): line}, and all of stdout."""
+    status, out, err = run_main(*args, **EXPORT)
+    assert status == 0, (out, err)
+    return [re.split('  +', line.strip()) for line in out.splitlines()[2:]], out
+
+
+def reload(form, path, images, outputs, tmp_path):
+    """What an export makes of images, in its runtime."""
+    np.save(str(tmp_path / 'images.npy'), images)
+    status, _, err = run_main(form, path, tmp_path / 'images.npy', tmp_path / 'outputs.npz', ','.join(outputs),
+                              script=['-m', 'tools.runtimes'])
+    assert status == 0, err
+    with np.load(str(tmp_path / 'outputs.npz')) as result:
+        return [result[name] for name in outputs]
+
+
+@pytest.fixture(scope='module')
+def evaluated(digits, tmp_path_factory):
+    """40 of the digits as evaluation preprocesses them, and their logits by main.py."""
+    path = tmp_path_factory.mktemp('evaluated') / 'logits.npz'
+    status, _, err = run_main('--eval', '--data_dir', digits, '--load', DIGITS_CHECKPOINT, '--save_logits', path)
+    assert status == 0, err
+    pictures = [eval_augmentors().augment(read_image(file)) for file, _ in read_images(digits, 'val')[:40]]
+    return np.stack(pictures), np.load(str(path))['logits'][:40]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('form, name, flags', [
+    ('frozen', 'ghostnet.pb', []), ('savedmodel', 'model', ['--rgb']), ('tflite', 'ghostnet.tflite', ['--softmax']),
+    ('onnx', 'ghostnet.onnx', ['--raw', '--rgb']), ('keras', 'ghostnet.keras', ['--raw', '--softmax'])])
+def test_an_export_gives_what_main_gives(form, name, flags, evaluated, tmp_path):
+    needs(form)
+    images, expected = evaluated
+    (tmp_path / 'out').mkdir()
+    rows, _ = run_export('--load', DIGITS_CHECKPOINT, '--format', form, tmp_path / 'out' / name, *flags)
+    assert os.listdir(str(tmp_path / 'out')) == [name]    # and nothing unfinished
+    compared = [row for row in rows if row[0] == form]
+    assert compared and all(float(row[5]) <= 1e-4 and row[6] == '26 of 26' for row in compared)
+
+    if '--raw' in flags:
+        images = (images / 255.0 - [0.406, 0.456, 0.485]) / [0.225, 0.224, 0.229]
+        images = images.astype(np.float32)
+    output = 'probabilities' if '--softmax' in flags else 'logits'
+    if output == 'probabilities':
+        expected = np.exp(expected - expected.max(1, keepdims=True))
+        expected /= expected.sum(1, keepdims=True)
+    result, = reload(form, tmp_path / 'out' / name, images[..., ::-1] if '--rgb' in flags else images, [output], tmp_path)
+    assert result.dtype == np.float32 and result.shape == (40, 10)
+    assert np.abs(result - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert np.array_equal(result.argmax(1), expected.argmax(1))
+
+
+@pytest.mark.slow
+def test_batch_norm_is_folded_and_variables_are_constants(tmp_path):
+    load = random_checkpoint(tmp_path / 'checkpoint', width=0.25, num_classes=5, ratio_code=[3] * 19, dw_code=[5] * 19)
+    run_export('--load', load, '--format', 'frozen', tmp_path / 'ghostnet.pb')
+    graph = tf.GraphDef.FromString((tmp_path / 'ghostnet.pb').read_bytes())
+    operations = [node.op for node in graph.node]
+    assert not [op for op in operations if 'BatchNorm' in op or 'Var' in op or op == 'Identity'][1:]    # but the output's Identity
+    assert operations.count('BiasAdd') == operations.count('Conv2D') + operations.count('DepthwiseConv2dNative')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('form', ['frozen', 'onnx', 'tflite', 'keras'])
+def test_feature_maps_are_exported_for_any_size(form, tmp_path):
+    """With atrous convolution, which some runtimes compute by an attribute, and others by moving pixels."""
+    needs(form)
+    load = random_checkpoint(tmp_path / 'checkpoint', variant='pytorch', width=0.25, num_classes=5)
+    path = tmp_path / ('features.keras' if form == 'keras' else 'features')
+    run_export('--load', load, '--format', form, path, '--features', '--output_stride', 8)
+    images = np.random.RandomState(0).randint(0, 256, (2, 96, 160, 3)).astype(np.uint8)
+    with tf.Graph().as_default(), tf.Session() as session, PredictTowerContext(''):
+        image = tf.placeholder(tf.uint8, [None, None, None, 3])
+        maps = GhostNet(variant='pytorch', width=0.25, output_stride=8).feature_maps(image)
+        CheckpointRestore(load, BACKBONE).init(session)
+        expected = session.run(maps, {image: images})
+    assert expected['Conv2d_16'].shape[1:3] == (12, 20)
+    for (name, value), result in zip(expected.items(), reload(form, path, images, list(expected), tmp_path)):
+        assert result.shape == value.shape and np.linalg.norm(result - value) <= 1e-4 * np.linalg.norm(value), name
+
+
+@pytest.mark.slow
+def test_all_formats_and_int8(digits, tmp_path):
+    needs('onnx')
+    rows, out = run_export('--load', DIGITS_CHECKPOINT, '--format', 'all', tmp_path / 'all', '--int8', '--data_dir', digits)
+    assert sorted(os.listdir(str(tmp_path / 'all'))) == [
+        'ghostnet.keras', 'ghostnet.onnx', 'ghostnet.pb', 'ghostnet.tflite', 'ghostnet_int8.tflite', 'saved_model']
+    table = {(row[0], row[1].split()[0]): row for row in rows if len(row) > 4}
+    assert {'frozen', 'savedmodel', 'tflite', 'onnx', 'keras', 'tflite int8'} <= set(row[0] for row in table.values())
+    assert [row[1] for row in rows if row[0] == 'frozen'][-1] == 'TensorFlow 1.13.1'
+    megabytes = {name: float(row[2]) for (name, _), row in table.items()}
+    assert megabytes['tflite int8'] < 0.35 * megabytes['tflite']
+    same, count = re.search(r'(\d+) of (\d+)', [row for row in rows if row[0] == 'tflite int8'][0][6]).groups()
+    assert count == '360' and int(same) > 340    # of what it was not calibrated on
+    float_error = 4 / 360
+    assert 'calibrated with 180 images, compared on 360 ' in out and 'that of the graph %.4f' % float_error in out
+
+
+@pytest.mark.slow
+def test_signature_of_tensorflow_2(tmp_path):
+    """tf.saved_model.load, as users of TensorFlow 2 call it."""
+    needs('tflite')
+    run_export('--load', random_checkpoint(tmp_path / 'checkpoint', width=0.25, num_classes=5), '--format', 'savedmodel',
+               tmp_path / 'model')
+    code = ("import json, sys, tensorflow as tf; f = tf.saved_model.load(sys.argv[1]).signatures['serving_default']; "
+            "print(json.dumps([str(f(input=tf.zeros([n, 224, 224, 3], tf.uint8))['logits'].shape) for n in (1, 3)]))")
+    status, out, err = run_main(tmp_path / 'model', script=['-c', code])
+    assert status == 0 and json.loads(out) == ['(1, 5)', '(3, 5)'], err
+
+
+# --------------------------------------------------------------------------------------------------------------- mistakes
+
+def test_an_export_that_differs_is_not_written(tmp_path, monkeypatch, capsys):
+    from tools import export
+    load = random_checkpoint(tmp_path / 'checkpoint', width=0.25, num_classes=5)
+    child = export.child
+
+    def broken(python, module, form, *args):
+        """As if the runtime computed something else."""
+        child(python, module, form, *args)
+        if module == 'tools.runtimes':
+            with np.load(args[2]) as result:
+                arrays = dict(result)
+            arrays['logits'] = arrays['logits'] * 1.001
+            np.savez(args[2], **arrays)
+    monkeypatch.setattr(export, 'child', broken)
+    monkeypatch.setattr(sys, 'argv', ['export', '--load', load, '--format', 'frozen', str(tmp_path / 'ghostnet.pb')])
+    assert export.main(export.parse_args()) == 1
+    assert "'frozen' does not give what the graph does, and was not written" in capsys.readouterr().err
+    assert not (tmp_path / 'ghostnet.pb').exists() and not list(tmp_path.glob('unfinished*'))
+
+
+@pytest.mark.parametrize('flags, message', [
+    (['--format', 'frozen', 'out'], '--load'),
+    (['--load', 'x', '--format', 'coreml', 'out'], '--format'),
+    (['--load', 'x', '--format', 'tflite', 'out', '--int8'], '--data_dir of the ILSVRC12 tree'),
+    (['--load', 'x', '--format', 'onnx', 'out', '--int8', '--data_dir', '.'], '--int8 goes with --format tflite'),
+    (['--load', 'x', '--format', 'tflite', 'out', '--features', '--int8', '--data_dir', '.'], '--int8 does not go with --features'),
+    (['--load', 'x', '--format', 'frozen', 'out', '--features', '--softmax'], 'leave out --softmax'),
+    (['--load', 'x', '--format', 'frozen', 'out', '--output_stride', '8'], '--output_stride goes with --features'),
+    (['--load', 'x', '--format', 'frozen', 'out', '--features', '--output_stride', '7'], '--output_stride'),
+    (['--load', 'x', '--format', 'frozen', 'no/folder/out'], 'cannot write'),
+    (['--load', 'x', '--format', 'savedmodel', 'models'], 'models is there already'),
+    (['--load', 'no', '--format', 'frozen', 'out'], 'there is no checkpoint no'),
+])
+def test_what_cannot_be_exported_is_refused(flags, message):
+    assert message in refused(*flags, **EXPORT)
+    assert not os.path.exists(os.path.join(ROOT, 'out'))
+
+
+def test_a_missing_package_is_named(tmp_path):
+    (tmp_path / 'packages').mkdir()
+    flags = ['--load', DIGITS_CHECKPOINT, '--format', 'onnx', tmp_path / 'ghostnet.onnx']
+    message = refused(*flags, env=without('onnx', tmp_path / 'packages'), **EXPORT)
+    assert ('needs TensorFlow 2' if TF1 else "the package 'onnx' is missing: pip install -r requirements-interop.txt") in message

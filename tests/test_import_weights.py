@@ -1,0 +1,160 @@
+"""Weights of other libraries against those libraries: their own models, with random weights and BN statistics."""
+import importlib.util
+import os
+import pickle
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from conftest import ROOT, refused, run_main, without
+from imagenet_utils import CheckpointRestore, eval_augmentors, read_image
+
+IMPORT = {'script': ['-m', 'tools.import_weights']}
+DIGITS_CHECKPOINT = os.path.join(ROOT, 'models', 'digits_checkpoint')
+TF1_PYTHON = os.environ.get('GHOSTNET_TF1_PYTHON', os.path.join(ROOT, '.venv-tf1', 'bin', 'python'))
+
+
+@pytest.fixture(scope='module')
+def tree(tmp_path_factory):
+    """Three pictures of coloured noise, and their preprocessed pixels."""
+    root = tmp_path_factory.mktemp('noise')
+    for folder in ('val', 'caffe_ilsvrc12'):
+        (root / folder).mkdir()
+    (root / 'caffe_ilsvrc12' / 'synsets.txt').write_text(''.join('n%08d\n' % i for i in range(1000)))
+    (root / 'caffe_ilsvrc12' / 'val.txt').write_text(''.join('%d.png %d\n' % (i, i) for i in range(3)))
+    rng = np.random.RandomState(0)
+    for i in range(3):
+        noise = cv2.resize(rng.randint(0, 256, (30 + 40 * i, 50, 3)).astype(np.uint8), (300, 280), interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(root / 'val' / ('%d.png' % i)), noise)
+    return root, np.stack([eval_augmentors().augment(read_image(str(root / 'val' / ('%d.png' % i)))) for i in range(3)])
+
+
+def their_models(*args):
+    for package in ('torch', 'timm', 'pytorchcv', 'safetensors'):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip("needs %s: make test-interop" % package)
+    status, _, err = run_main(*args, script=[os.path.join(ROOT, 'tests', 'their_models.py')])
+    assert status == 0, err
+
+
+@pytest.mark.parametrize('library, width, model', [
+    ('timm', 0.5, 'ghostnet_050'), ('timm', 1.0, 'ghostnet_100'), ('timm', 1.3, 'ghostnet_130'),
+    ('imgclsmob', 0.5, 'imgclsmob 0.5'), ('imgclsmob', 1.0, 'imgclsmob 1.0'), ('imgclsmob', 1.3, 'imgclsmob 1.3')])
+def test_logits_are_those_of_the_library_on_both_stacks_and_the_way_back_is_exact(library, width, model, tree, tmp_path):
+    root, pictures = tree
+    scale, mean, std = [np.float32(values) for values in (1.0 / 255, [0.406, 0.456, 0.485], [0.225, 0.224, 0.229])]
+    np.save(str(tmp_path / 'images.npy'), ((pictures.astype(np.float32) * scale - mean) / std)[..., ::-1])
+    their_models('make', model, int(10 * width), tmp_path / 'theirs.pth', tmp_path / 'images.npy', tmp_path / 'theirs.npy')
+    expected = np.load(str(tmp_path / 'theirs.npy'))
+
+    status, out, err = run_main('--from', library, tmp_path / 'theirs.pth', tmp_path / 'ours', **IMPORT)
+    assert status == 0, err
+    assert "width %g, 1000 classes, variant '%s'" % (width, {'timm': 'pytorch'}.get(library, library)) in out
+    command = out.splitlines()[1].replace(' DIR ', ' %s ' % root).split()    # as the tool says
+    assert command[:2] == ['python', 'main.py']
+    assert os.path.exists(TF1_PYTHON), "needs %s: make .venv-tf1/installed" % TF1_PYTHON
+    for python in (sys.executable, TF1_PYTHON):
+        status, _, err = run_main(*(command[2:] + ['--save_logits', tmp_path / 'logits.npz']), python=python)
+        assert status == 0, err
+        logits = np.load(str(tmp_path / 'logits.npz'))['logits']
+        error = (np.abs(logits - expected).max(1) / np.abs(expected).max(1)).max()
+        print('%s, width %g, %s: relative error %.1e' % (library, width, python, error))
+        assert error <= 1e-5
+
+    if library == 'timm':
+        for to, name in (('timm', 'back.pth'), ('pytorch', 'back.safetensors')):
+            status, _, err = run_main('--to', to, tmp_path / 'ours', tmp_path / name, **IMPORT)
+            assert status == 0, err
+            their_models('same', model, tmp_path / 'theirs.pth', tmp_path / name)
+
+
+def test_training_wrappers_and_half_precision(tmp_path):
+    """What training scripts save: a dict with the state in it, of a DataParallel model, in half precision, without BN's steps."""
+    their_models('make', 'ghostnet_050', 0, tmp_path / 'theirs.pth')
+    import torch
+    state = {name: value.half() for name, value in torch.load(str(tmp_path / 'theirs.pth'), weights_only=True).items()
+             if not name.endswith('num_batches_tracked')}
+    torch.save({'state_dict': {'module.' + name: value for name, value in state.items()}, 'epoch': 7}, str(tmp_path / 'training.pth'))
+    status, _, err = run_main('--from', 'pytorch', tmp_path / 'training.pth', tmp_path / 'ours', **IMPORT)
+    assert status == 0, err
+    restore = CheckpointRestore(str(tmp_path / 'ours'))
+    kernel = restore.values['MobileNetV2/Conv2d_1_up_pointwise/dw1/DW']
+    theirs = state['blocks.0.0.ghost1.cheap_operation.0.weight'].float().numpy()
+    assert restore.variant == 'pytorch' and np.array_equal(kernel[:, :, :, 0], theirs[:, 0].transpose(1, 2, 0))
+    torch.save({name: value.float() for name, value in state.items()}, str(tmp_path / 'float.pth'))
+    status, _, err = run_main('--to', 'pytorch', tmp_path / 'ours', tmp_path / 'back.pth', **IMPORT)
+    assert status == 0, err
+    their_models('same', 'ghostnet_050', tmp_path / 'float.pth', tmp_path / 'back.pth')
+
+
+# --------------------------------------------------------------------------------------------------------------- mistakes
+
+class Code(object):
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, 'w')
+
+
+def halve(path, source):
+    data = open(str(source), 'rb').read()
+    with open(str(path), 'wb') as f:
+        f.write(data[:len(data) // 2])
+
+
+def test_files_that_are_no_weights_are_refused(tmp_path):
+    their_models('make', 'resnet18', 0, tmp_path / 'resnet18.pth')
+    their_models('make', 'ghostnetv2_100', 0, tmp_path / 'ghostnetv2.pth')
+    import torch
+    from safetensors.torch import save_file
+    from tools.import_weights import InputError, import_weights
+    planted = str(tmp_path / 'planted')
+    torch.save({'conv_stem.weight': Code(planted)}, str(tmp_path / 'code.pth'))
+    with open(str(tmp_path / 'pickle.pth'), 'wb') as f:
+        pickle.dump(Code(planted), f)
+    save_file(torch.load(str(tmp_path / 'ghostnetv2.pth')), str(tmp_path / 'ghostnetv2.safetensors'))
+    halve(tmp_path / 'half.pth', tmp_path / 'resnet18.pth')
+    halve(tmp_path / 'half.safetensors', tmp_path / 'ghostnetv2.safetensors')
+    torch.save(torch.nn.Linear(2, 2), str(tmp_path / 'module.pth'))
+    torch.save({'weight': torch.zeros(2), 'epoch': 3}, str(tmp_path / 'mixed.pth'))
+    torch.save({}, str(tmp_path / 'nothing.pth'))
+    (tmp_path / 'empty.pth').write_text('')
+    (tmp_path / 'text.pth').write_text('no weights\n')
+    for name, messages in [
+            ('code.pth', ['not executed']), ('pickle.pth', ['not executed']), ('module.pth', ['torch.nn.modules.linear.Linear']),
+            ('resnet18.pth', ['is not a GhostNet of timm', 'conv_stem.weight is absent there, (3, 3, 3, 16) in the model; bn1.weight']),
+            ('ghostnetv2.safetensors', ['is not a GhostNet of timm', 'short_conv.0.weight is (72, 24, 1, 1) there, absent']),
+            ('half.pth', ['truncated']), ('half.safetensors', ['truncated']), ('empty.pth', ['truncated']), ('text.pth', ['truncated']),
+            ('mixed.pth', ['no state dict']), ('nothing.pth', ['is not a GhostNet of timm']), ('missing.pth', ['there is no file'])]:
+        with pytest.raises(InputError) as refusal:
+            import_weights('timm', str(tmp_path / name), str(tmp_path / 'ours'))
+        assert all(message in str(refusal.value) for message in messages) and '\n' not in str(refusal.value), name
+    assert not os.path.exists(planted) and not os.path.exists(str(tmp_path / 'ours.index'))
+    assert 'is truncated' in refused('--from', 'timm', tmp_path / 'half.pth', tmp_path / 'ours', **IMPORT)
+    assert 'not executed' in refused('--from', 'pytorch', tmp_path / 'pickle.pth', tmp_path / 'ours', **IMPORT)
+    assert not os.path.exists(planted)
+
+
+@pytest.mark.parametrize('package, flags', [
+    ('torch', ['--from', 'timm', DIGITS_CHECKPOINT + '.index', 'ours']),
+    ('safetensors', ['--to', 'timm', DIGITS_CHECKPOINT, 'theirs.safetensors']),
+])
+def test_a_missing_package_is_named(package, flags, tmp_path):
+    (tmp_path / 'packages').mkdir()
+    flags[-1] = tmp_path / flags[-1]
+    message = refused(*flags, env=without(package, tmp_path / 'packages'), **IMPORT)
+    assert "the package '%s' is missing: pip install -r requirements-interop.txt" % package in message
+
+
+def test_what_cannot_go_there_is_refused(tmp_path):
+    assert 'expected one argument' in refused('--from', **IMPORT)
+    assert 'one of the arguments --from --to is required' in refused('x', 'y', **IMPORT)
+    assert 'cannot write' in refused('--from', 'timm', 'x.pth', tmp_path / 'no' / 'ours', **IMPORT)
+    pytest.importorskip('torch')
+    assert "the variant 'published', and timm has no such network" in refused(
+        '--to', 'timm', DIGITS_CHECKPOINT, tmp_path / 'theirs.pth', **IMPORT)
