@@ -103,17 +103,20 @@ def layer_costs(model):
 def architecture(shapes, variant=PUBLISHED):
     """The arguments of GhostNet that show in a checkpoint: `shapes` is {variable name: shape}, None if it is no GhostNet."""
     def shape(name):
-        return shapes.get('MobileNetV2/' + name)
+        found = shapes.get('MobileNetV2/' + name, ())
+        return found if len(found) == 4 and all(found) else None
 
     last, head = shape('Conv2d_%d/W' % (len(ROWS) - 1)), shape('Logits/Conv2d_1c_1x1/W')
     if last is None or head is None:
         return None
     # Several widths have the same numbers of channels: of those, the roundest one.
     outputs = {i: shape('Conv2d_%d%s/W' % (i, '' if isinstance(row, Conv) else '_shortcut_1x1')) for i, row in enumerate(ROWS)}
+    inner = {i: shape('Conv2d_%d_down_pointwise/conv1/W' % i) for i, row in enumerate(ROWS) if isinstance(row, Bottleneck)}
     width = last[-1] / ROWS[-1].depth
     for candidate in [k / 20 for k in range(1, 200)] + [k / 100 for k in range(1, 1000)] + [k / 1000 for k in range(1, 10000)]:
         model = GhostNet(width=candidate, variant=variant)
-        if all(model.channels(ROWS[i]) == output[-1] for i, output in outputs.items() if output is not None):
+        if all(model.channels(ROWS[i]) == output[-1] for i, output in outputs.items() if output) and \
+                all(model.expanded(ROWS[i], ROWS[i - 1].depth) == kernel[-2] for i, kernel in inner.items() if kernel):
             width = candidate
             break
     cheap = [shape('Conv2d_%d_up_pointwise/dw1/DW' % i) for i, row in enumerate(ROWS) if isinstance(row, Bottleneck)]

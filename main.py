@@ -237,8 +237,9 @@ def run_train(args):
         try:
             recorded = recorded_variant(args.load)
         except InputError:
-            if not args.resume:    # a run that goes on does not need it any more, and has recorded its variant itself
+            if not args.resume:    # a run that goes on does not need it any more; --variant is compared with what it recorded
                 raise
+            recorded = args.variant or PUBLISHED
     model = build_model(args, len(read_synsets(args.data_dir)), recorded)
     options = {'--' + flag: getattr(args, flag) for flag in (
         'batch', 'dropout_keep_prob', 'dw_code_str', 'epochs', 'freeze_bn', 'label_smoothing', 'lr', 'ratio_code_str', 'se', 'seed',

@@ -177,6 +177,14 @@ def test_what_cannot_be_exported_is_refused(flags, message):
     assert not os.path.exists(os.path.join(ROOT, 'out'))
 
 
+def test_a_tree_of_other_classes_is_refused(tmp_path, digits):
+    needs('tflite')
+    load = random_checkpoint(tmp_path / 'checkpoint', width=0.25, num_classes=5)
+    assert 'the network has 5 classes' in refused('--load', load, '--format', 'tflite', tmp_path / 'x', '--int8', '--data_dir', digits,
+                                                  **EXPORT)
+    assert not [name for name in os.listdir(str(tmp_path)) if not name.startswith('checkpoint')]
+
+
 def test_a_missing_package_is_named(tmp_path):
     (tmp_path / 'packages').mkdir()
     flags = ['--load', DIGITS_CHECKPOINT, '--format', 'onnx', tmp_path / 'ghostnet.onnx']

@@ -116,7 +116,7 @@ def test_kernel_initializer_is_the_published_truncated_normal():
 
 
 @pytest.mark.parametrize('variant, width, tensors', [
-    ('published', 0.35, 435), ('published', 2.0, 435), ('pytorch', 1.3, 432), ('imgclsmob', 0.5, 435)])
+    ('published', 0.125, 435), ('published', 2.0, 435), ('pytorch', 1.3, 432), ('imgclsmob', 0.5, 435)])
 def test_variant_width_and_classes_are_found_in_a_checkpoint(variant, width, tensors, tmp_path):
     restore = CheckpointRestore(random_checkpoint(tmp_path / 'checkpoint', variant=variant, width=width, num_classes=7))
     assert restore.variant == variant and len(restore.values) == tensors

@@ -123,6 +123,8 @@ def test_files_that_are_no_weights_are_refused(tmp_path):
     torch.save(torch.nn.Linear(2, 2), str(tmp_path / 'module.pth'))
     torch.save({'weight': torch.zeros(2), 'epoch': 3}, str(tmp_path / 'mixed.pth'))
     torch.save({}, str(tmp_path / 'nothing.pth'))
+    torch.save({0: torch.zeros(2)}, str(tmp_path / 'numbered.pth'))
+    torch.save({'classifier.weight': torch.tensor(1.0), 'blocks.9.0.conv.weight': torch.tensor(1.0)}, str(tmp_path / 'scalars.pth'))
     (tmp_path / 'empty.pth').write_text('')
     (tmp_path / 'text.pth').write_text('no weights\n')
     for name, messages in [
@@ -130,7 +132,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path):
             ('resnet18.pth', ['is not a GhostNet of timm', 'conv_stem.weight is absent there, (3, 3, 3, 16) in the model; bn1.weight']),
             ('ghostnetv2.safetensors', ['is not a GhostNet of timm', 'short_conv.0.weight is (72, 24, 1, 1) there, absent']),
             ('half.pth', ['truncated']), ('half.safetensors', ['truncated']), ('empty.pth', ['truncated']), ('text.pth', ['truncated']),
-            ('mixed.pth', ['no state dict']), ('nothing.pth', ['is not a GhostNet of timm']), ('missing.pth', ['there is no file'])]:
+            ('numbered.pth', ['no state dict']), ('scalars.pth', ['is not a GhostNet of timm']), ('mixed.pth', ['no state dict']), ('nothing.pth', ['is not a GhostNet of timm']), ('missing.pth', ['there is no file'])]:
         with pytest.raises(InputError) as refusal:
             import_weights('timm', str(tmp_path / name), str(tmp_path / 'ours'))
         assert all(message in str(refusal.value) for message in messages) and '\n' not in str(refusal.value), name

@@ -42,12 +42,15 @@ def photographs(paths):
     return np.stack([augmentors.augment(picture) for picture in pictures])
 
 
-def tree_images(data_dir):
+def tree_images(data_dir, classes):
     """Of an ILSVRC12 tree: images to calibrate with, others of the validation set to compare on, and the labels of those.
 
-    The former are of the training set; without one, the validation set is shared out.
+    `classes` is how many the tree must have. The former are of the training set; without one, the validation set is shared out.
     """
-    from imagenet_utils import read_images
+    from imagenet_utils import read_images, read_synsets
+    if len(read_synsets(data_dir)) != classes:
+        raise InputError("the network has %d classes, and %s has %d: name the tree that it is for"
+                         % (classes, data_dir, len(read_synsets(data_dir))))
     val = read_images(data_dir, 'val')
     if os.path.isdir(os.path.join(data_dir, 'train')):
         calibration = read_images(data_dir, 'train')
@@ -79,7 +82,7 @@ def publish(path, out):
         descriptor = os.open(file, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
-    os.replace(path, out)
+    os.replace(path, os.path.realpath(out))    # a link stays, and its target is replaced
 
 
 def difference(results, expected):
@@ -109,6 +112,7 @@ def export(args, plan, work):
     from imagenet_utils import MODEL_VARIABLE, CheckpointRestore, session_creator
     from tools import runtimes
     restore = CheckpointRestore(args.load, BACKBONE if args.features else MODEL_VARIABLE)
+    tf1, tf1_python = TENSORFLOW_VERSION == '1.13.1', os.path.abspath(args.tf1_python)
 
     def network(**options):
         """A session with the network in its graph, and the names of its outputs."""
@@ -123,7 +127,8 @@ def export(args, plan, work):
     graph = session.make_callable([name + ':0' for name in outputs], [frozen.INPUT + ':0'])
     images, expected = {'pictures': photographs(args.images)}, {}
     if args.int8:
-        images['calibration'], images['tree'], labels = tree_images(args.data_dir)
+        images['calibration'], images['tree'], labels = tree_images(
+            args.data_dir, session.graph.get_tensor_by_name(outputs[0] + ':0').shape.as_list()[-1])
     for name, pictures in images.items():
         expected[name] = runtimes.results(graph, outputs, pictures)
         if args.raw:
@@ -152,7 +157,7 @@ def export(args, plan, work):
             else:
                 child(sys.executable, 'tools.convert', form, file('graph' if form == 'savedmodel' else 'dilations'), path,
                       ','.join(outputs), *([file('calibration.npy')] if int8 else []))
-            for python in [sys.executable] + ([args.tf1_python] if form == 'frozen' and os.path.exists(args.tf1_python) else []):
+            for python in [sys.executable] + ([tf1_python] if form == 'frozen' and os.path.exists(tf1_python) and not tf1 else []):
                 child(python, 'tools.runtimes', form, path, file(pictures + '.npy'), file('result.npz'), ','.join(outputs))
                 with np.load(file('result.npz')) as result:
                     error, same = difference(result, expected[pictures])
@@ -172,8 +177,8 @@ def export(args, plan, work):
     if args.int8:
         print("int8: calibrated with %d images, compared on %d of the validation set: top-1 error %.4f, that of the graph %.4f" % (
             (len(images['calibration']), len(images['tree'])) + errors))
-    if args.format in ('frozen', 'all') and not os.path.exists(args.tf1_python):
-        print("frozen: not compared in TensorFlow 1.13.1, there is no %s: 'make test-tf1' makes one" % args.tf1_python)
+    if args.format in ('frozen', 'all') and not (tf1 or os.path.exists(tf1_python)):
+        print("frozen: not compared in TensorFlow 1.13.1, there is no %s: 'make test-tf1' makes one" % tf1_python)
     for form in refused:
         sys.stderr.write("export: the export '%s' does not give what the graph does, and was not written\n" % form)
     return 1 if refused else 0
@@ -192,9 +197,19 @@ def main(args):
             need_version_2("--format " + form)
         for package in NEEDED.get(form, ()):
             required(package)
-    if args.format == 'all' and not os.path.isdir(args.out):
+    made = args.format == 'all' and not os.path.isdir(args.out)
+    if made:
         check_writable(args.out)
         os.mkdir(args.out)
+    try:
+        return checked(args, plan)
+    finally:
+        if made and not os.listdir(args.out):
+            os.rmdir(args.out)
+
+
+def checked(args, plan):
+    """`export`, if all of `plan` can be written."""
     for form, _, out in plan:
         if form == 'savedmodel' and os.path.lexists(out):
             raise InputError("%s is there already: name another, or remove it" % out)

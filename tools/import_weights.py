@@ -168,14 +168,25 @@ def read_state(path):
     for key in ('state_dict', 'model'):    # where training scripts put it
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(hasattr(value, 'shape') for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(name, str) and hasattr(value, 'shape') for name, value in state.items()):
         raise InputError("%s is no state dict, {name: tensor}: save model.state_dict()" % path)
-    return {re.sub('^module[.]', '', name): value if hasattr(value, 'astype') else
-            (value.float() if value.is_floating_point() else value).numpy() for name, value in state.items()}
+
+    def array(value):
+        if hasattr(value, 'astype'):
+            return value
+        return (value.float() if value.is_floating_point() else value).detach().numpy()
+    try:
+        return {re.sub('^module[.]', '', name): array(value) for name, value in state.items()}
+    except (RuntimeError, TypeError) as error:    # sparse or quantised
+        raise InputError("%s has tensors that are not dense numbers: save those of a float model (%s)"
+                         % (path, str(error).splitlines()[0][:120]))
 
 
 def import_weights(library, path, out):
     from imagenet_utils import save_values
+    out = re.sub('[.]index$', '', out)
+    if not os.path.basename(out):
+        raise InputError("OUT is '%s': name a checkpoint, such as models/timm_checkpoint" % out)
     check_writable(out + '.index')
     state = read_state(path)
     theirs = {name: their_name(name, LIBRARIES[library]) for name in variable_shapes(variant=LIBRARIES[library].variant)}
