@@ -172,9 +172,10 @@ def test_an_export_that_differs_is_not_written(tmp_path, monkeypatch, capsys):
     (['--load', 'x', '--format', 'savedmodel', 'models'], 'models is there already'),
     (['--load', 'no', '--format', 'frozen', 'out'], 'there is no checkpoint no'),
 ])
-def test_what_cannot_be_exported_is_refused(flags, message):
+def test_what_cannot_be_exported_is_refused(flags, message, tmp_path):
+    flags = [tmp_path / 'out' if flag == 'out' else flag for flag in flags]
     assert message in refused(*flags, **EXPORT)
-    assert not os.path.exists(os.path.join(ROOT, 'out'))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_tree_of_other_classes_is_refused(tmp_path, digits):
