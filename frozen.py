@@ -4,30 +4,28 @@ from tf_compat import tf    # before all else that imports TensorFlow
 import numpy as np
 from tensorpack.tfutils.tower import PredictTowerContext
 
-from ghostnet import of_checkpoint
 from imagenet_utils import IMAGE_SIZE
 
 INPUT, LOGITS, PROBABILITIES = 'input', 'logits', 'probabilities'
 
 
-def restored(session, restore, raw=False, rgb=False, softmax=False, features=False, output_stride=32):
-    """Makes the network of a checkpoint in the session's graph, and restores it.
+def restored(session, model, restore, raw=False, rgb=False, softmax=False, features=False):
+    """Makes a network in the session's graph, and restores it.
 
     Args:
-        restore (CheckpointRestore): the checkpoint; for `features`, with the pattern ghostnet.BACKBONE.
+        model (GhostNet): the network.
+        restore (CheckpointRestore): its checkpoint; for `features`, with the pattern ghostnet.BACKBONE.
         raw (bool): the placeholder ``input`` takes float32 images as ``image_preprocess`` returns them, not uint8 ones.
         rgb (bool): its channels are RGB, not BGR.
         softmax (bool): output ``probabilities``, not ``logits``; both are (N, classes).
         features (bool): output ``GhostNet.feature_maps``, for images (N, H, W, 3) of any size, not (N, 224, 224, 3).
-        output_stride (int): see GhostNet.
     Returns:
         list of str: names of the outputs.
     Raises:
-        InputError: see CheckpointRestore and ``of_checkpoint``.
+        CheckpointMismatch: see CheckpointRestore.
     """
     size = None if features else IMAGE_SIZE
     with session.graph.as_default(), PredictTowerContext(''):
-        model = of_checkpoint(restore, output_stride=output_stride)
         image = tf.placeholder(tf.float32 if raw else tf.uint8, [None, size, size, 3], name=INPUT)
         if rgb:
             image = tf.gather(image, [2, 1, 0], axis=3)
@@ -90,6 +88,7 @@ def fold_batch_norm(graph_def):
         bias.name, bias.op = norm.name, 'BiasAdd'
         bias.input.extend([norm.input[0], constant(norm.name + '/bias', beta - mean * scale)])
         bias.attr['T'].type = tf.float32.as_datatype_enum
+        bias.attr['data_format'].CopyFrom(norm.attr['data_format'])
     return folded
 
 

@@ -108,17 +108,17 @@ def export(args, plan, work):
     import tabulate
     from tf_compat import TENSORFLOW_VERSION, tf
     import frozen
-    from ghostnet import BACKBONE, GhostNet
+    from ghostnet import BACKBONE, GhostNet, of_checkpoint
     from imagenet_utils import MODEL_VARIABLE, CheckpointRestore, session_creator
     from tools import runtimes
     restore = CheckpointRestore(args.load, BACKBONE if args.features else MODEL_VARIABLE)
+    model = of_checkpoint(restore, output_stride=args.output_stride)
     tf1, tf1_python = TENSORFLOW_VERSION == '1.13.1', os.path.abspath(args.tf1_python)
 
     def network(**options):
         """A session with the network in its graph, and the names of its outputs."""
         session = tf.Session(graph=tf.Graph(), config=session_creator().config)
-        return session, frozen.restored(session, restore, softmax=args.softmax, features=args.features,
-                                        output_stride=args.output_stride, **options)
+        return session, frozen.restored(session, model, restore, softmax=args.softmax, features=args.features, **options)
 
     def file(name):
         return os.path.join(work, name)
