@@ -1,19 +1,18 @@
-"""What every ImageNet model here shares: the ILSVRC12 data and its preprocessing, loss and errors, checkpoints, evaluation.
-(Training has its own room, training.py.)
+"""What every ImageNet model here shares: the ILSVRC12 data and its preprocessing, loss and errors, checkpoints.
+(Evaluation and training have their own rooms, engines.py and training.py.)
 
 Images are uint8 (H, W, 3) in BGR, as OpenCV reads them.
 """
 import collections
 import concurrent.futures
 import contextlib
+import functools
 import glob
 import itertools
 import logging
 import math
 import os
 import re
-import sys
-import time
 import zlib
 
 from tf_compat import tf    # before all else that imports TensorFlow or OpenCV
@@ -23,14 +22,12 @@ import numpy as np
 from tensorpack import ModelDesc
 from tensorpack.dataflow import BatchData, DataFlow, DataFromList, ProxyDataFlow, imgaug
 from tensorpack.models import regularize_cost
-from tensorpack.predict import OfflinePredictor, PredictConfig
 from tensorpack.tfutils import DictRestore
 from tensorpack.tfutils.gradproc import ScaleGradient
 from tensorpack.tfutils.optimizer import apply_grad_processors
 from tensorpack.tfutils.sesscreate import NewSessionCreator
 from tensorpack.tfutils.summary import add_moving_summary
 from tensorpack.tfutils.tower import get_current_tower_context
-from tensorpack.utils.utils import get_tqdm
 
 from command_line import InputError, cores
 
@@ -111,9 +108,16 @@ def read_image(path):
     return image
 
 
+@functools.lru_cache(maxsize=1)    # each augmentor makes a random generator, which takes as long as to decode an image
 def eval_augmentors():
     """Tensorpack augmentors of the evaluation: shortest edge to 256 pixels, cubic, then the central 224x224."""
     return imgaug.AugmentorList([imgaug.ResizeShortestEdge(256, cv2.INTER_CUBIC), imgaug.CenterCrop((IMAGE_SIZE, IMAGE_SIZE))])
+
+
+def eval_images(paths):
+    """Pictures preprocessed for evaluation, uint8 (N, 224, 224, 3) BGR. Raises InputError: see ``read_image``."""
+    augmentors = eval_augmentors()
+    return np.stack([augmentors.augment(read_image(path)) for path in paths])
 
 
 # ------------------------------------------------------------------------------------------------------------------ data
@@ -336,7 +340,7 @@ def train_dataflow(images, smallest_area, threads):
 
 
 def eval_dataflow(images, batch):
-    """DataFlow of [uint8 (batch, 224, 224, 3), int (batch,)], the last one as small as it must be.
+    """DataFlow of [uint8 (batch, 224, 224, 3), int (batch,)], the last one as small as it must be: validation in training.
 
     Args:
         images (list of [path, label]): what to read, in this order.
@@ -511,7 +515,7 @@ def save_values(values, path, variant):
         save_checkpoint(session, saver, path)
 
 
-# ------------------------------------------------------------------------------------------------------------ evaluation
+# -------------------------------------------------------------------------------------------------------------- sessions
 
 def session_creator(threads=None):
     """Tensorpack's, with `threads` (all cores) within an operation: its own default, one, is for GPUs."""
@@ -530,34 +534,3 @@ def layout_explained(model):
             raise
         raise InputError("this TensorFlow cannot compute --data-format NCHW on this machine (%s): use --data-format NHWC"
                          % error.message.splitlines()[0])
-
-
-def evaluate(model, session_init, images, batch):
-    """Runs the model on images as Tensorpack's OfflinePredictor does, reading ahead in threads.
-
-    Args:
-        model (ImageNetModel): what to evaluate.
-        session_init (SessionInit): its weights.
-        images (list of [path, label]): from ``read_images``.
-        batch (int): images a session run; it makes no difference to the result.
-    Returns:
-        dict: ``logits`` float32 (N, classes) in the order of `images`, ``wrong_top1`` and ``wrong_top5`` (counts), ``seconds``.
-    """
-    predictor = OfflinePredictor(PredictConfig(
-        model=model, session_init=session_init, session_creator=session_creator(),
-        input_names=['input', 'label'], output_names=['logits', 'wrong-top1', 'wrong-top5']))
-    logits, wrong_top1, wrong_top5 = [], 0, 0
-    start = time.time()
-    ds = eval_dataflow(images, batch)
-    ds.reset_state()
-    # Off a terminal, the bar is for long runs.
-    terminal = sys.stderr.isatty()
-    with layout_explained(model), get_tqdm(total=len(images), unit=' images', leave=False, delay=0 if terminal else 10,
-                                           mininterval=0.5 if terminal else 10) as progress:
-        for image, label in ds:
-            output, top1, top5 = predictor(image, label)
-            logits.append(output)
-            wrong_top1 += int(top1.sum())
-            wrong_top5 += int(top5.sum())
-            progress.update(len(label))
-    return {'logits': np.concatenate(logits), 'wrong_top1': wrong_top1, 'wrong_top5': wrong_top5, 'seconds': time.time() - start}

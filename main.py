@@ -13,7 +13,7 @@ import json
 import os
 import platform
 
-from command_line import InputError, Parser, check_writable, number, run, whole_file
+from command_line import InputError, Parser, check_writable, cores, number, run, whole_file
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
 DIGITS = os.path.join(ROOT, 'data', 'digits')
@@ -55,7 +55,12 @@ def parse_args():
     how.add_argument('--trainer', choices=['replicated', 'horovod'], default='replicated',
                      help="horovod: under horovodrun, on several machines")
     how.add_argument('--data-format', choices=['NHWC', 'NCHW'], default='NHWC', help="layout inside the network")
-    how.add_argument('--eval_batch', type=positive, default=32, help="images a step in evaluation; changes speed only")
+    how.add_argument('--engine', choices=['tensorpack', 'frozen', 'tflite', 'auto'], default='tensorpack',
+                     help="what computes in --eval and --predict; auto is the fastest on this machine. The result is the same")
+    how.add_argument('--jobs', type=positive, help="--eval, --predict: workers, of one core each (default: all cores)")
+    how.add_argument('--eval_batch', type=positive, help="--eval, --predict: images that a worker computes at once (default: what "
+                     "the engine does best); changes speed only")
+    how.add_argument('--cache', metavar='DIR', help="--eval: keep the preprocessed images there, for the next time")
     net = parser.add_argument_group('network')
     net.add_argument('--width_ratio', type=number(float, lambda x: 0 < x <= 10, "a number above 0, at most 10"), default=1.0,
                      help="width multiplier")
@@ -105,8 +110,12 @@ def parse_args():
         args.load = PUBLISHED_CHECKPOINT
     if args.json is not None and not (args.eval or args.predict):
         parser.error("--json goes with --eval and --predict")
-    if args.save_logits is not None and not args.eval:
-        parser.error("--save_logits goes with --eval")
+    for flag in ('save_logits', 'cache'):
+        if getattr(args, flag) is not None and not args.eval:
+            parser.error("--%s goes with --eval" % flag)
+    if args.engine == 'tflite' and args.gpu is not None:
+        parser.error("--engine tflite computes on the CPU: leave out --gpu")
+    args.jobs = args.jobs or cores()
     if args.json is not None and args.save_logits is not None and os.path.realpath(args.json) == os.path.realpath(args.save_logits):
         parser.error("--json and --save_logits name the same file")
     args.variant = getattr(args, 'variant', None)
@@ -163,7 +172,9 @@ def run_eval(args):
     import cv2
     import numpy as np
     import tensorpack
-    from imagenet_utils import CheckpointRestore, evaluate, read_images, read_list, read_synsets
+    from engines import evaluate, make_engine
+    from image_cache import cached
+    from imagenet_utils import CheckpointRestore, read_images, read_list, read_synsets
     from tf_compat import TENSORFLOW_VERSION
 
     for path in (args.json, args.save_logits):
@@ -174,13 +185,16 @@ def run_eval(args):
     restore = CheckpointRestore(args.load)
     model = build_model(args, len(read_synsets(args.data_dir)), restore.variant)
     with mismatch_explained(model):
-        result = evaluate(model, restore, images, args.eval_batch)
+        engine = make_engine(args.engine, model, restore, args.jobs, images)
+    with contextlib.ExitStack() as stack:
+        read = stack.enter_context(cached(args.cache, args.data_dir, images)) if args.cache is not None else None
+        result = evaluate(engine, model, images, args.eval_batch, args.jobs, read, args.save_logits is not None)
     count, seconds = len(images), result['seconds']
     wrong_top1, wrong_top5 = result['wrong_top1'], result['wrong_top5']
     print("Top1 Error: %.6g" % (wrong_top1 / count))
     print("Top5 Error: %.6g" % (wrong_top5 / count))
     print("%d images, of which wrong: %d by top-1, %d by top-5" % (count, wrong_top1, wrong_top5))
-    print("%.1f images/s, %.1f seconds used" % (count / seconds, seconds))
+    print("%.1f images/s, %.1f seconds used, engine %s" % (count / seconds, seconds, engine.name))
     if args.save_logits is not None:
         with whole_file(args.save_logits) as f:
             np.savez(f, logits=result['logits'], labels=np.array(labels), files=np.array(files))
@@ -188,7 +202,7 @@ def run_eval(args):
         with whole_file(args.json) as f:
             f.write(json.dumps({
                 'images': count, 'wrong_top1': wrong_top1, 'wrong_top5': wrong_top5, 'top1_error': wrong_top1 / count,
-                'top5_error': wrong_top5 / count, 'seconds': seconds, 'images_per_second': count / seconds,
+                'top5_error': wrong_top5 / count, 'engine': engine.name, 'seconds': seconds, 'images_per_second': count / seconds,
                 'python': platform.python_version(), 'tensorflow': TENSORFLOW_VERSION, 'tensorpack': tensorpack.__version__,
                 'opencv': cv2.__version__}, indent=2).encode() + b'\n')
 
@@ -196,8 +210,9 @@ def run_eval(args):
 def run_predict(args):
     import numpy as np
     import tabulate
+    from engines import evaluate, make_engine
     from ghostnet import architecture
-    from imagenet_utils import CheckpointRestore, evaluate, find_images, read_words
+    from imagenet_utils import CheckpointRestore, find_images, read_words
 
     if args.json is not None:
         check_writable(args.json)
@@ -209,8 +224,10 @@ def run_predict(args):
         made_with = architecture(restore.shapes, restore.variant)
         classes = [('', '')] * (made_with['num_classes'] if made_with else 1000)
     model = build_model(args, len(classes), restore.variant)
+    images = [[file, 0] for file in files]
     with mismatch_explained(model):
-        logits = evaluate(model, restore, [[file, 0] for file in files], args.eval_batch)['logits'].astype('float64')
+        engine = make_engine(args.engine, model, restore, args.jobs, images)
+    logits = evaluate(engine, model, images, args.eval_batch, args.jobs)['logits'].astype('float64')
     probabilities = np.exp(logits - logits.max(1, keepdims=True))
     probabilities /= probabilities.sum(1, keepdims=True)
     results, rows = [], []

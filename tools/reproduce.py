@@ -43,8 +43,10 @@ def reproduce(args):
         InputError: the files are not those published, the tree is not complete, or the evaluation could not run.
     """
     import tabulate
+    from command_line import cores
+    from engines import evaluate, make_engine
     from ghostnet import of_checkpoint
-    from imagenet_utils import CheckpointRestore, evaluate, quiet_logger, read_images, read_synsets
+    from imagenet_utils import CheckpointRestore, quiet_logger, read_images, read_synsets
     from models.fetch import FetchError, check_blob, read_manifest
     quiet_logger()
     try:
@@ -67,7 +69,8 @@ def reproduce(args):
         except FetchError as error:
             raise InputError(error)
     model = of_checkpoint(restore, num_classes=len(read_synsets(args.data_dir)))
-    measured = evaluate(model, restore, images, 32)
+    engine = make_engine('tensorpack', model, restore, cores(), images)
+    measured = evaluate(engine, model, images, None, cores(), keep_logits=False)
 
     rows, worst = [], 0
     for k in ('1', '5'):

@@ -1,0 +1,200 @@
+"""Evaluation: a checkpoint's network in one of three engines, and the workers that feed it.
+
+A worker reads its images and then computes their logits, on one core; there are as many as cores. So no image waits for another
+thread, no core for one, and no operation is cut into pieces for several cores.
+"""
+import collections
+import functools
+import sys
+import time
+import warnings
+
+from tf_compat import inter_op_threads, need_version_2, quiet_stderr, tensorflow, tf    # before all else that imports TensorFlow
+
+import numpy as np
+from tensorpack.dataflow import DataFromList
+from tensorpack.predict import OfflinePredictor, PredictConfig
+from tensorpack.utils.utils import get_tqdm
+
+import frozen
+from command_line import InputError
+from imagenet_utils import IMAGE_SIZE, OrderedThreadMap, eval_images, layout_explained, session_creator
+
+# `call` is a function from images, uint8 (N, 224, 224, 3) BGR, to logits, float32 (N, classes), for several threads at once.
+# `batch` is how many images a call is best given.
+Engine = collections.namedtuple('Engine', 'name call batch')
+
+
+def worker_sessions(jobs):
+    """Tensorpack's session creator, for a session that `jobs` threads run, each on one core."""
+    creator = session_creator(threads=1)
+    creator.config.inter_op_parallelism_threads = inter_op_threads(jobs)
+    return creator
+
+
+def session_batch(session):
+    """How many images a call of a session is best given. On CPUs, what the layers hand on should stay in the core's cache."""
+    return 64 if any(device.device_type == 'GPU' for device in session.list_devices()) else 8
+
+
+def tensorpack_engine(model, restore, jobs):
+    """The published path: the graph as it is built, in Tensorpack's OfflinePredictor."""
+    predictor = OfflinePredictor(PredictConfig(model=model, session_init=restore, session_creator=worker_sessions(jobs),
+                                               input_names=[frozen.INPUT], output_names=[frozen.LOGITS]))
+    return Engine('tensorpack', lambda images: predictor(images)[0], session_batch(predictor.sess))
+
+
+@functools.lru_cache(maxsize=1)    # 'auto' makes two engines of it
+def frozen_graph(model, restore, jobs):
+    """The graph that frozen.py makes of a network and its checkpoint."""
+    with tf.Session(graph=tf.Graph(), config=worker_sessions(jobs).config) as session:
+        graph_def = frozen.freeze(session, frozen.restored(session, model, restore))
+    graph = tf.Graph()
+    with graph.as_default():
+        tf.import_graph_def(graph_def, name='')
+    return graph
+
+
+def frozen_engine(model, restore, jobs):
+    """The frozen graph in a TensorFlow session, whose Grappler optimises it further."""
+    session = tf.Session(graph=frozen_graph(model, restore, jobs), config=worker_sessions(jobs).config)
+    call = session.make_callable([frozen.LOGITS + ':0'], [frozen.INPUT + ':0'])
+    return Engine('frozen', lambda images: call(images)[0], session_batch(session))
+
+
+def tflite_engine(model, restore, jobs):
+    """The frozen graph in TFLite with XNNPACK in float32: `jobs` interpreters of one thread each."""
+    need_version_2("--engine tflite")
+    if model.data_format != 'NHWC':
+        raise InputError("TFLite computes in NHWC alone: leave out --data-format, or --engine")
+    with tf.Session(graph=frozen_graph(model, restore, jobs)) as session, quiet_stderr(), warnings.catch_warnings():
+        warnings.simplefilter('ignore')    # that both classes will move to other packages
+        tensors = [session.graph.get_tensor_by_name(name + ':0') for name in (frozen.INPUT, frozen.LOGITS)]
+        content = tf.lite.TFLiteConverter.from_session(session, tensors[:1], tensors[1:]).convert()
+        idle = [tensorflow.lite.Interpreter(model_content=content, num_threads=1) for _ in range(jobs)]
+        for interpreter in idle:
+            interpreter.allocate_tensors()
+    source, = idle[0].get_input_details()
+    logits, = idle[0].get_output_details()
+    sizes = dict.fromkeys(idle, source['shape'][0])
+
+    def call(images):
+        interpreter = idle.pop()
+        try:
+            if sizes[interpreter] != len(images):
+                interpreter.resize_tensor_input(source['index'], images.shape)
+                interpreter.allocate_tensors()
+                sizes[interpreter] = len(images)
+            interpreter.set_tensor(source['index'], images)
+            interpreter.invoke()
+            return interpreter.get_tensor(logits['index'])
+        finally:
+            idle.append(interpreter)
+    return Engine('tflite', call, 2)
+
+
+ENGINES = collections.OrderedDict([('tensorpack', tensorpack_engine), ('frozen', frozen_engine), ('tflite', tflite_engine)])
+
+
+def fastest_engine(model, restore, jobs, images, seconds=0.5):
+    """The one of ENGINES that computes most images a second here; says so, with the rates.
+
+    Args:
+        images (np.ndarray): some to measure with, uint8 (N, 224, 224, 3) BGR.
+        seconds (float): how long each is measured at least.
+    """
+    rates, best = collections.OrderedDict(), None
+    for name, make in ENGINES.items():
+        try:
+            engine = make(model, restore, jobs)
+        except (ImportError, InputError):    # tflite, on TensorFlow 1 or with NCHW
+            if not rates:
+                raise
+            continue
+        rates[name] = rate(engine, images, jobs, seconds)
+        if rates[name] == max(rates.values()):
+            best = engine
+    print("engine %s, of %s images/s without reading" % (
+        best.name, ', '.join('%s %.0f' % item for item in rates.items())))
+    return best
+
+
+def rate(engine, images, jobs, seconds):
+    """Images/s of an engine on images that have been read, of `jobs` threads, over at least `seconds` after a first round."""
+    batches = [np.resize(images, (engine.batch,) + images.shape[1:])] * (8 * jobs)
+
+    def compute():
+        return sum(len(logits) for logits in in_order(engine.call, batches, jobs))
+
+    compute()
+    start, computed = time.time(), 0
+    while time.time() - start < seconds:
+        computed += compute()
+    return computed / (time.time() - start)
+
+
+
+def make_engine(name, model, restore, jobs, images):
+    """The engine called `name`, one of ENGINES or 'auto', which is measured on the first of `images`, a list of [path, label].
+
+    Raises:
+        CheckpointMismatch: the checkpoint is not one of `model`.
+        InputError, ImportError: the engine cannot compute that, or not on this TensorFlow.
+    """
+    with layout_explained(model):
+        if name == 'auto':
+            return fastest_engine(model, restore, jobs, eval_images([path for path, _ in images[:16]]))
+        engine = ENGINES[name](model, restore, jobs)
+        engine.call(np.zeros([1, IMAGE_SIZE, IMAGE_SIZE, 3], np.uint8))    # Grappler's work is part of making it
+        return engine
+
+
+# ------------------------------------------------------------------------------------------------------------ evaluation
+
+def wrong(logits, labels, k):
+    """Which images are not among the `k` most probable classes, bool (N,), by the rule of ``tf.nn.in_top_k``.
+
+    Of classes with equal logits, each counts as the more probable one; where a logit is not finite, all is wrong.
+    """
+    larger = logits > logits[np.arange(len(labels)), labels][:, np.newaxis]
+    return (larger.sum(1) >= k) | ~np.isfinite(logits).all(1)
+
+
+def in_order(function, items, jobs):
+    """What `function` makes of `items`, in their order, `jobs` at a time, and few kept ready."""
+    return iter(OrderedThreadMap(DataFromList(items, shuffle=False), jobs, function, 4 * jobs))
+
+
+def evaluate(engine, model, images, batch, jobs, read=None, keep_logits=True):
+    """Computes the logits of images, and counts the errors.
+
+    Args:
+        engine (Engine): from ``make_engine``.
+        model (ImageNetModel): its network.
+        images (list of [path, label]): from ``imagenet_utils.read_images``.
+        batch (int): images a call, None for the engine's own; it makes no difference to the result.
+        jobs (int): number of workers, as for the engine.
+        read: function from (first, last + 1) to these images, preprocessed. By default they are read from their files.
+        keep_logits (bool): whether they are wanted, for they take memory.
+    Returns:
+        dict: ``wrong_top1`` and ``wrong_top5`` (counts), ``seconds``, and ``logits``, float32 (N, classes) in the order of `images`.
+    """
+    if read is None:
+        def read(start, end):
+            return eval_images([path for path, _ in images[start:end]])
+    batch = batch or engine.batch
+    spans = [(start, min(start + batch, len(images))) for start in range(0, len(images), batch)]
+    labels = np.array([label for _, label in images])
+    kept, wrong_top1, wrong_top5, start = [], 0, 0, time.time()
+    # Off a terminal, the bar is for long runs.
+    terminal = sys.stderr.isatty()
+    with layout_explained(model), get_tqdm(total=len(images), unit=' images', leave=False, delay=0 if terminal else 10,
+                                           mininterval=0.5 if terminal else 10) as progress:
+        for span, logits in zip(spans, in_order(lambda span: engine.call(read(*span)), spans, jobs)):
+            wrong_top1 += int(wrong(logits, labels[slice(*span)], 1).sum())
+            wrong_top5 += int(wrong(logits, labels[slice(*span)], 5).sum())
+            if keep_logits:
+                kept.append(logits)
+            progress.update(len(logits))
+    result = {'wrong_top1': wrong_top1, 'wrong_top5': wrong_top5, 'seconds': time.time() - start}
+    return dict(result, logits=np.concatenate(kept)) if keep_logits else result

@@ -1,0 +1,142 @@
+"""Preprocessed validation images, kept in one file, so that the next evaluation on the same tree decodes nothing."""
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import zlib
+
+import cv2
+import numpy as np
+
+from command_line import InputError
+from imagenet_utils import IMAGE_SIZE, eval_augmentors, eval_images
+
+# A row is an image, its CRC-32, and `file_state` of the file that it was read from.
+ROW = np.dtype([('image', 'u1', (IMAGE_SIZE, IMAGE_SIZE, 3)), ('checksum', '<u4'), ('state', '<i8', (5,))])
+
+
+def file_state(path):
+    """What changes when a file does: size, times of modification and of change in ns, inode and device. (Only the second time
+    cannot be set by a user.)"""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise InputError("cannot read the image %s: %s" % (path, error.strerror))
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev
+
+
+def cache_file(folder, data_dir, images):
+    """The file in `folder` for these images: its name follows from the tree, the list, the preprocessing and OpenCV's version."""
+    key = [os.path.realpath(data_dir), [os.path.relpath(path, data_dir) for path, _ in images], repr(eval_augmentors()),
+           cv2.__version__]
+    return os.path.join(folder, 'images-%s.npy' % hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16])
+
+
+@contextlib.contextmanager
+def told(path):
+    """Turns what the system refuses into an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError("cannot write the cache %s: %s" % (path, error.strerror))
+
+
+@contextlib.contextmanager
+def lock(path):
+    """A file to make `path` of, open and empty, and removed in the end if it is still there; None if another process has it."""
+    temporary = path + '.unfinished'    # of a process that was killed, it is taken over
+    with told(path):
+        f = open(temporary, 'ab+')
+    with f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = os.path.samestat(os.fstat(f.fileno()), os.stat(temporary))
+        except OSError:    # it is locked, or has got its name meanwhile
+            mine = False
+        if not mine:
+            yield None
+            return
+        try:
+            f.truncate(0)
+            yield f
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(temporary)
+
+
+@contextlib.contextmanager
+def cached(folder, data_dir, images):
+    """A function from (first, last + 1) to these of the images, preprocessed: from the cache in `folder` where that is there and
+    true, else from their files, and then the cache is there when the context ends without an exception.
+
+    The cache is a NumPy file, memory-mapped, of ROWs in the order of `images`.
+
+    Args:
+        data_dir (str): the ILSVRC12 tree.
+        images (list of [path, label]): from ``imagenet_utils.read_images``.
+    Raises:
+        InputError: the cache cannot be written, or an image in it is damaged, or see ``eval_images``.
+    """
+    path = cache_file(folder, data_dir, images)
+    states = np.array([file_state(image) for image, _ in images], np.int64)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        rows = np.lib.format.open_memmap(path, mode='r') if os.path.exists(path) else None
+    except OSError as error:
+        raise InputError("cannot use the cache folder %s: %s" % (folder, error.strerror))
+    except (EOFError, SyntaxError, TypeError, ValueError):    # no NumPy file, or one that was cut
+        rows = np.empty(0)
+    whole = rows is not None and rows.dtype == ROW and rows.shape == (len(images),)
+    changed = int((rows['state'] != states).any(1).sum()) if whole else len(images)
+    if changed == 0:
+        print("%d images from the cache %s" % (len(images), path))
+        yield reader(rows, path)
+        return
+    if rows is not None:
+        print("the cache %s is made anew: %s" % (path, "%d of its images have changed" % changed if whole else "it is damaged"))
+    with filling(path, states) as rows:
+        def read(start, end):
+            result = eval_images([image for image, _ in images[start:end]])
+            if rows is not None:
+                rows['image'][start:end] = result
+                rows['checksum'][start:end] = [zlib.crc32(image) for image in result]
+            return result
+        yield read
+
+
+def reader(rows, path):
+    """A function from (first, last + 1) to these images of the cache."""
+    def read(start, end):
+        images = rows['image'][start:end].copy()
+        for image, checksum in zip(images, rows['checksum'][start:end]):
+            if zlib.crc32(image) != checksum:
+                with contextlib.suppress(FileNotFoundError):    # another worker found it out too
+                    os.remove(path)
+                raise InputError("the cache %s was damaged, and has been removed: run the same command again" % path)
+        return images
+    return read
+
+
+@contextlib.contextmanager
+def filling(path, states):
+    """Rows to fill of what becomes the file `path` in the end; None if another process makes it already."""
+    with lock(path) as f:
+        if f is None:
+            print("another process makes the cache %s: it is not used this time" % path)
+            yield None
+            return
+        with told(path):
+            np.lib.format.write_array_header_1_0(f, {
+                'descr': np.lib.format.dtype_to_descr(ROW), 'fortran_order': False, 'shape': states.shape[:1]})
+            f.flush()
+            offset = f.tell()
+            if hasattr(os, 'posix_fallocate'):    # a full disk is told here: who writes to mapped memory would be killed
+                os.posix_fallocate(f.fileno(), offset, len(states) * ROW.itemsize)
+            rows = np.memmap(f.name, ROW, 'r+', offset, states.shape[:1])
+            rows['state'] = states
+        yield rows
+        with told(path):
+            rows.flush()
+            os.fsync(f.fileno())
+            os.replace(f.name, path)
