@@ -156,7 +156,8 @@ def wrong(logits, labels, k):
 
     Of classes with equal logits, each counts as the more probable one; where a logit is not finite, all is wrong.
     """
-    larger = logits > logits[np.arange(len(labels)), labels][:, np.newaxis]
+    with np.errstate(invalid='ignore'):
+        larger = logits > logits[np.arange(len(labels)), labels][:, np.newaxis]
     return (larger.sum(1) >= k) | ~np.isfinite(logits).all(1)
 
 

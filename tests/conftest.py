@@ -69,6 +69,14 @@ def refused(*args, **kwargs):
     return err
 
 
+def evaluated(data_dir, checkpoint, out, *flags):
+    """stdout of --eval, and its result, which is written to `out`."""
+    status, said, err = run_main('--eval', '--data_dir', data_dir, '--load', checkpoint, '--json', out, *flags)
+    assert status == 0, err
+    with open(str(out)) as f:
+        return said, json.load(f)
+
+
 def without(package, folder):
     """An environment in which `package` is not installed. `folder` is an empty one."""
     (folder / package).mkdir()

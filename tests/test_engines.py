@@ -1,19 +1,14 @@
-"""The engines give the same counts, whatever reads for them; the cache is never stale."""
+"""The engines give the same counts, with any workers."""
 import json
 import os
-import shutil
-import subprocess
-import sys
 import threading
 
 import numpy as np
 import pytest
 
 import engines
-import image_cache
-import imagenet_utils
 from command_line import InputError
-from conftest import ROOT, random_checkpoint, refused, run_main
+from conftest import ROOT, evaluated, random_checkpoint, refused, run_main
 from tf_compat import TENSORFLOW_VERSION, tf
 
 TF1 = TENSORFLOW_VERSION.startswith('1.')
@@ -35,14 +30,6 @@ def test_wrong_is_in_top_k(k):
         right = session.run(tf.nn.in_top_k(logits, labels, k))
     assert 0 < right.sum() < 500
     assert (engines.wrong(logits, labels, k) == ~right).all()
-
-
-def evaluated(data_dir, checkpoint, out, *flags):
-    """stdout and the JSON result of --eval."""
-    status, said, err = run_main('--eval', '--data_dir', data_dir, '--load', checkpoint, '--json', out, *flags)
-    assert status == 0, err
-    with open(str(out)) as f:
-        return said, json.load(f)
 
 
 @pytest.mark.parametrize('engine', ['frozen', 'tflite'])
@@ -150,156 +137,3 @@ def test_workers_overlap(tmp_path):
     result = engines.evaluate(engines.Engine('none', call, 4), model, [['x', 0]] * 16, None, 2,
                               lambda start, end: np.zeros([end - start, 4], np.uint8))
     assert result['logits'].shape == (16, 10) and result['wrong_top1'] == 0
-
-
-# ----------------------------------------------------------------------------------------------------------------- cache
-
-@pytest.fixture
-def tree(digits, tmp_path):
-    """24 digits whose files may be changed, in a flat val/."""
-    tree = tmp_path / 'tree'
-    shutil.copytree(os.path.join(digits, 'caffe_ilsvrc12'), str(tree / 'caffe_ilsvrc12'))
-    (tree / 'val').mkdir()
-    listing = tree / 'caffe_ilsvrc12' / 'val.txt'
-    listing.write_text(''.join(listing.read_text().splitlines(True)[:24]))
-    found = {name: os.path.join(folder, name) for folder, _, names in os.walk(os.path.join(digits, 'val')) for name in names}
-    for line in listing.read_text().splitlines():
-        shutil.copy(found[line.split()[0]], str(tree / 'val'))
-    return tree
-
-
-def listed(tree):
-    return imagenet_utils.read_images(str(tree), 'val')
-
-
-def cache(tree, capsys):
-    """What comes through the cache in tree/../cache, and what was said of it."""
-    images = listed(tree)
-    with image_cache.cached(str(tree.parent / 'cache'), str(tree), images) as read:
-        result = np.concatenate([read(0, 10), read(10, 24)])
-    assert (result == imagenet_utils.eval_images([path for path, _ in images])).all()
-    return capsys.readouterr().out
-
-
-def test_the_cache_is_read_while_nothing_has_changed(tree, capsys):
-    assert cache(tree, capsys) == ''
-    file, = (tree.parent / 'cache').iterdir()
-    for _ in range(2):
-        assert cache(tree, capsys) == '24 images from the cache %s\n' % file
-    rows = np.load(str(file), mmap_mode='r')
-    assert rows['image'].shape == (24, 224, 224, 3)
-
-
-def test_the_cache_notices_what_changes(tree, capsys, monkeypatch):
-    cache(tree, capsys)
-    path, other = listed(tree)[5][0], listed(tree)[6][0]
-    # Other content of the same length at the same time as before: nobody can set the time of the last change.
-    times = os.stat(path)
-    with open(path, 'rb') as f:
-        content = f.read()
-    with open(path, 'wb') as f:
-        f.write(content)
-    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert '1 of its images have changed' in cache(tree, capsys)
-    shutil.copy(other, path)
-    assert '1 of its images have changed' in cache(tree, capsys)
-    shutil.copy(path, path + '.new')
-    os.replace(path + '.new', path)
-    assert '1 of its images have changed' in cache(tree, capsys)
-    assert 'from the cache' in cache(tree, capsys)
-    listing = tree / 'caffe_ilsvrc12' / 'val.txt'
-    lines = listing.read_text().splitlines(True)
-    listing.write_text(''.join(lines[::-1]))
-    assert cache(tree, capsys) == ''
-    monkeypatch.setattr(image_cache, 'eval_augmentors', lambda: imagenet_utils.imgaug.AugmentorList([]))
-    assert image_cache.cache_file('x', str(tree), listed(tree)) != image_cache.cache_file(
-        'x', str(tree), listed(tree)[::-1]) and cache(tree, capsys) == ''
-    assert len(list((tree.parent / 'cache').iterdir())) == 3
-
-
-def test_a_damaged_cache_is_noticed(tree, capsys):
-    cache(tree, capsys)
-    file, = (tree.parent / 'cache').iterdir()
-    whole = file.read_bytes()
-    for damaged in (b'', b'no array', whole[:len(whole) // 2], whole[:-1]):
-        file.write_bytes(damaged)
-        assert 'is made anew: it is damaged' in cache(tree, capsys)
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(bytes(data))
-    with pytest.raises(InputError, match='was damaged, and has been removed: run the same command again'):
-        cache(tree, capsys)
-    capsys.readouterr()
-    assert cache(tree, capsys) == '' and 'from the cache' in cache(tree, capsys)
-
-
-def test_an_unfinished_cache_does_not_count(tree, capsys):
-    folder = tree.parent / 'cache'
-    images = listed(tree)
-    with pytest.raises(InputError):
-        with image_cache.cached(str(folder), str(tree), images) as read:
-            read(0, 10)
-            raise InputError("an image is broken")
-    assert not list(folder.iterdir())
-    with image_cache.cached(str(folder), str(tree), images) as read:    # two at once
-        read(0, 24)
-        with image_cache.cached(str(folder), str(tree), images) as second:
-            second(0, 24)
-        assert 'another process makes the cache' in capsys.readouterr().out
-    assert 'from the cache' in cache(tree, capsys)
-    (folder / 'x.unfinished').write_text('left by a process that was killed')
-    file, = folder.glob('*.npy')
-    os.rename(str(file), str(file) + '.unfinished')
-    assert cache(tree, capsys) == '' and file.exists() and not (folder / (file.name + '.unfinished')).exists()
-
-
-def test_cache_by_the_command_line(tree, tmp_path):
-    results = []
-    for k in range(2):
-        said, result = evaluated(str(tree), DIGITS_CHECKPOINT, tmp_path / 'json', '--cache', tmp_path / 'kept')
-        results.append((result['wrong_top1'], result['wrong_top5']))
-        assert ('24 images from the cache' in said) == (k == 1)
-    assert results[0] == results[1]
-    flags = ['--eval', '--data_dir', tree, '--load', DIGITS_CHECKPOINT, '--cache']
-    (tmp_path / 'file').write_text('')
-    for folder in (tmp_path / 'file', tmp_path / 'file' / 'cache'):
-        assert 'cannot use the cache folder' in refused(*(flags + [folder]))
-    assert '--cache goes with --eval' in refused('--predict', 'x.png', '--cache', 'x')
-
-
-def test_a_cache_that_does_not_fit_on_the_disk(tree, tmp_path):
-    small = tmp_path / 'small'
-    small.mkdir()
-    if subprocess.call(['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', str(small)], stderr=subprocess.DEVNULL) != 0:
-        pytest.skip("needs a file system that is small, and mounting one is not allowed here")
-    try:
-        err = refused('--eval', '--data_dir', tree, '--load', DIGITS_CHECKPOINT, '--cache', small)
-        assert 'cannot write the cache' in err and 'No space left' in err and not list(small.iterdir())
-    finally:
-        subprocess.check_call(['umount', str(small)])
-
-
-# --------------------------------------------------------------------------------------------------------------- startup
-
-def test_help_needs_no_tensorflow():
-    code = "import sys; sys.argv = ['main.py', '--help']; import main\ntry: main.parse_args()\nexcept SystemExit: pass\n" \
-           "assert not {'tensorflow', 'numpy', 'cv2', 'tensorpack'} & set(sys.modules)"
-    subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-
-
-@pytest.mark.slow
-def test_bench(digits, tmp_path):
-    """On few images: what is measured here, what is not, and the picture."""
-    names = ['frozen', 'TensorFlow', 'OpenVINO']
-    status, out, err = run_main('--data_dir', digits, '--images', 16, '--rounds', 1, '--only', *(
-        names + ['--load', DIGITS_CHECKPOINT, '--plot', tmp_path / 'bench.png']), script=['-m', 'tools.bench'])
-    assert status == 0, err
-    rows = {line.split('  ')[0]: line.split()[-5:] for line in out.splitlines()}
-    for name in ('frozen', 'TensorFlow, frozen graph'):
-        assert len(rows[name]) == 5 and all(float(value) > 0 for value in rows[name])
-    assert ('OpenVINO' in rows) != ('OpenVINO: not measured' in out)
-    assert (tmp_path / 'bench.png').read_bytes()[:4] == b'\x89PNG'
-    for flags, message in [(['--data_dir', tmp_path / 'no'], 'there is no folder'), (['--data_dir', digits, '--images', '0'], '--images'),
-                           (['--data_dir', digits, '--load', 'no'], 'there is no checkpoint no'),
-                           (['--data_dir', digits, '--plot', tmp_path], 'cannot write')]:
-        assert message in refused(*flags, script=['-m', 'tools.bench'])

@@ -9,17 +9,14 @@ import cv2
 import numpy as np
 import pytest
 
-from conftest import ROOT, random_checkpoint, refused, run_main, without
+from conftest import ROOT, evaluated, random_checkpoint, refused, run_main, without
 from tf_compat import TENSORFLOW_VERSION
 
 
 def evaluate(data_dir, checkpoint, tmp_path, *flags):
     """Runs --eval; returns its stdout, the JSON file and the saved logits."""
-    status, out, err = run_main('--eval', '--data_dir', data_dir, '--load', checkpoint, '--json', tmp_path / 'result.json',
-                                '--save_logits', tmp_path / 'logits.npz', *flags)
-    assert status == 0, err
-    with open(str(tmp_path / 'result.json')) as f:
-        return out, json.load(f), np.load(str(tmp_path / 'logits.npz'))
+    out, result = evaluated(data_dir, checkpoint, tmp_path / 'result.json', '--save_logits', tmp_path / 'logits.npz', *flags)
+    return out, result, np.load(str(tmp_path / 'logits.npz'))
 
 
 def link_tree(mini, root):
@@ -281,6 +278,12 @@ def test_unsupported_or_missing_packages(tmp_path, package, version, message):
         source = "raise ImportError('no\\nlibGL.so.1: cannot open', name='cv2')" if version == 'broken' else "__version__ = '%s'" % version
         (tmp_path / package / '__init__.py').write_text(source + '\n')
     assert message in refused('--eval', '--data_dir', '.', '--load', 'x', env=env)
+
+
+def test_help_needs_no_tensorflow():
+    code = "import sys; sys.argv = ['main.py', '--help']; import main\ntry: main.parse_args()\nexcept SystemExit: pass\n" \
+           "assert not {'tensorflow', 'numpy', 'cv2', 'tensorpack'} & set(sys.modules)"
+    subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
 def test_a_python_that_is_too_old_is_told_so():
