@@ -133,7 +133,6 @@ def rate(engine, images, jobs, seconds):
     return computed / (time.time() - start)
 
 
-
 def make_engine(name, model, restore, jobs, images):
     """The engine called `name`, one of ENGINES or 'auto', which is measured on the first of `images`, a list of [path, label].
 

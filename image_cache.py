@@ -2,34 +2,37 @@
 import contextlib
 import fcntl
 import hashlib
+import inspect
 import json
 import os
 import zlib
 
+from imagenet_utils import IMAGE_SIZE, eval_augmentors, eval_images, read_image    # before what imports OpenCV
+
 import cv2
 import numpy as np
+import tensorpack
 
 from command_line import InputError
-from imagenet_utils import IMAGE_SIZE, eval_augmentors, eval_images
 
 # A row is an image, its CRC-32, and `file_state` of the file that it was read from.
-ROW = np.dtype([('image', 'u1', (IMAGE_SIZE, IMAGE_SIZE, 3)), ('checksum', '<u4'), ('state', '<i8', (5,))])
+ROW = np.dtype([('image', 'u1', (IMAGE_SIZE, IMAGE_SIZE, 3)), ('checksum', '<u4'), ('state', '<i8', (4,))])
 
 
 def file_state(path):
-    """What changes when a file does: size, times of modification and of change in ns, inode and device. (Only the second time
-    cannot be set by a user.)"""
+    """What changes when a file does, four integers: size, times of modification and of change in ns, inode. (Of the times, a user
+    can set the first alone. Both are as fine as the file system's clock, some milliseconds.)"""
     try:
         found = os.stat(path)
     except OSError as error:
         raise InputError("cannot read the image %s: %s" % (path, error.strerror))
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino % 2 ** 63
 
 
 def cache_file(folder, data_dir, images):
-    """The file in `folder` for these images: its name follows from the tree, the list, the preprocessing and OpenCV's version."""
+    """The file in `folder` for these images: its name follows from the tree, the list, and what preprocesses them."""
     key = [os.path.realpath(data_dir), [os.path.relpath(path, data_dir) for path, _ in images], repr(eval_augmentors()),
-           cv2.__version__]
+           inspect.getsource(read_image), inspect.getsource(eval_images), cv2.__version__, tensorpack.__version__]
     return os.path.join(folder, 'images-%s.npy' % hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16])
 
 
@@ -44,25 +47,24 @@ def told(path):
 
 @contextlib.contextmanager
 def lock(path):
-    """A file to make `path` of, open and empty, and removed in the end if it is still there; None if another process has it."""
+    """A file to make `path` of, open and empty, and removed if that fails; None if another process has it."""
     temporary = path + '.unfinished'    # of a process that was killed, it is taken over
     with told(path):
         f = open(temporary, 'ab+')
     with f:
-        try:
+        mine = False
+        with told(path), contextlib.suppress(BlockingIOError, FileNotFoundError):    # locked; it has got its final name meanwhile
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
             mine = os.path.samestat(os.fstat(f.fileno()), os.stat(temporary))
-        except OSError:    # it is locked, or has got its name meanwhile
-            mine = False
         if not mine:
             yield None
             return
         try:
             f.truncate(0)
             yield f
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(temporary)
+        except BaseException:    # else another process may have one of that name by now
+            os.remove(temporary)
+            raise
 
 
 @contextlib.contextmanager
@@ -85,7 +87,7 @@ def cached(folder, data_dir, images):
         rows = np.lib.format.open_memmap(path, mode='r') if os.path.exists(path) else None
     except OSError as error:
         raise InputError("cannot use the cache folder %s: %s" % (folder, error.strerror))
-    except (EOFError, SyntaxError, TypeError, ValueError):    # no NumPy file, or one that was cut
+    except Exception:    # no NumPy file, or one that was cut or damaged: ValueError, tokenize.TokenError and others
         rows = np.empty(0)
     whole = rows is not None and rows.dtype == ROW and rows.shape == (len(images),)
     changed = int((rows['state'] != states).any(1).sum()) if whole else len(images)
@@ -111,9 +113,10 @@ def reader(rows, path):
         images = rows['image'][start:end].copy()
         for image, checksum in zip(images, rows['checksum'][start:end]):
             if zlib.crc32(image) != checksum:
-                with contextlib.suppress(FileNotFoundError):    # another worker found it out too
+                with contextlib.suppress(OSError):    # another worker removed it, or nobody can here
                     os.remove(path)
-                raise InputError("the cache %s was damaged, and has been removed: run the same command again" % path)
+                raise InputError("the cache %s is damaged: %s run the same command again" % (
+                    path, "remove it and" if os.path.exists(path) else "it has been removed,"))
         return images
     return read
 

@@ -31,6 +31,7 @@ def code(text):
 
 def parse_args():
     positive = number(int, lambda n: n > 0, "a positive integer")
+    to_1024 = number(int, lambda n: 0 < n <= 1024, "an integer from 1 to 1024")
     share = number(float, lambda x: 0 <= x < 1, "a number from 0 up to, but not, 1")
     parser = Parser(prog='main.py', description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     job = parser.add_argument_group('what to do')
@@ -57,8 +58,8 @@ def parse_args():
     how.add_argument('--data-format', choices=['NHWC', 'NCHW'], default='NHWC', help="layout inside the network")
     how.add_argument('--engine', choices=['tensorpack', 'frozen', 'tflite', 'auto'], default='tensorpack',
                      help="what computes in --eval and --predict; auto is the fastest on this machine. The result is the same")
-    how.add_argument('--jobs', type=positive, help="--eval, --predict: workers, of one core each (default: all cores)")
-    how.add_argument('--eval_batch', type=positive, help="--eval, --predict: images that a worker computes at once (default: what "
+    how.add_argument('--jobs', type=to_1024, help="--eval, --predict: workers, of one core each (default: all cores)")
+    how.add_argument('--eval_batch', type=to_1024, help="--eval, --predict: images that a worker computes at once (default: what "
                      "the engine does best); changes speed only")
     how.add_argument('--cache', metavar='DIR', help="--eval: keep the preprocessed images there, for the next time")
     net = parser.add_argument_group('network')
@@ -182,29 +183,29 @@ def run_eval(args):
             check_writable(path)
     files, labels = zip(*read_list(args.data_dir, 'val'))
     images = read_images(args.data_dir, 'val')
-    restore = CheckpointRestore(args.load)
-    model = build_model(args, len(read_synsets(args.data_dir)), restore.variant)
-    with mismatch_explained(model):
-        engine = make_engine(args.engine, model, restore, args.jobs, images)
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:    # the cache gets its name in the end, when the result is out
         read = stack.enter_context(cached(args.cache, args.data_dir, images)) if args.cache is not None else None
+        restore = CheckpointRestore(args.load)
+        model = build_model(args, len(read_synsets(args.data_dir)), restore.variant)
+        with mismatch_explained(model):
+            engine = make_engine(args.engine, model, restore, args.jobs, images)
         result = evaluate(engine, model, images, args.eval_batch, args.jobs, read, args.save_logits is not None)
-    count, seconds = len(images), result['seconds']
-    wrong_top1, wrong_top5 = result['wrong_top1'], result['wrong_top5']
-    print("Top1 Error: %.6g" % (wrong_top1 / count))
-    print("Top5 Error: %.6g" % (wrong_top5 / count))
-    print("%d images, of which wrong: %d by top-1, %d by top-5" % (count, wrong_top1, wrong_top5))
-    print("%.1f images/s, %.1f seconds used, engine %s" % (count / seconds, seconds, engine.name))
-    if args.save_logits is not None:
-        with whole_file(args.save_logits) as f:
-            np.savez(f, logits=result['logits'], labels=np.array(labels), files=np.array(files))
-    if args.json is not None:
-        with whole_file(args.json) as f:
-            f.write(json.dumps({
-                'images': count, 'wrong_top1': wrong_top1, 'wrong_top5': wrong_top5, 'top1_error': wrong_top1 / count,
-                'top5_error': wrong_top5 / count, 'engine': engine.name, 'seconds': seconds, 'images_per_second': count / seconds,
-                'python': platform.python_version(), 'tensorflow': TENSORFLOW_VERSION, 'tensorpack': tensorpack.__version__,
-                'opencv': cv2.__version__}, indent=2).encode() + b'\n')
+        count, seconds = len(images), result['seconds']
+        wrong_top1, wrong_top5 = result['wrong_top1'], result['wrong_top5']
+        print("Top1 Error: %.6g" % (wrong_top1 / count))
+        print("Top5 Error: %.6g" % (wrong_top5 / count))
+        print("%d images, of which wrong: %d by top-1, %d by top-5" % (count, wrong_top1, wrong_top5))
+        print("%.1f images/s, %.1f seconds used, engine %s" % (count / seconds, seconds, engine.name))
+        if args.save_logits is not None:
+            with whole_file(args.save_logits) as f:
+                np.savez(f, logits=result['logits'], labels=np.array(labels), files=np.array(files))
+        if args.json is not None:
+            with whole_file(args.json) as f:
+                f.write(json.dumps({
+                    'images': count, 'wrong_top1': wrong_top1, 'wrong_top5': wrong_top5, 'top1_error': wrong_top1 / count,
+                    'top5_error': wrong_top5 / count, 'engine': engine.name, 'seconds': seconds,
+                    'images_per_second': count / seconds, 'python': platform.python_version(), 'tensorflow': TENSORFLOW_VERSION,
+                    'tensorpack': tensorpack.__version__, 'opencv': cv2.__version__}, indent=2).encode() + b'\n')
 
 
 def run_predict(args):

@@ -81,13 +81,14 @@ def test_a_damaged_cache_is_noticed(tree, capsys):
     cache(tree, capsys)
     file, = (tree.parent / 'cache').iterdir()
     whole = file.read_bytes()
-    for damaged in (b'', b'no array', whole[:len(whole) // 2], whole[:-1]):
+    for damaged in (b'', b'no array', whole[:len(whole) // 2], whole[:-1], whole[:8] + b'\xff' + whole[9:],
+                    whole[:40] + b'(' + whole[41:]):
         file.write_bytes(damaged)
         assert 'is made anew: it is damaged' in cache(tree, capsys)
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(bytes(data))
-    with pytest.raises(InputError, match='was damaged, and has been removed: run the same command again'):
+    with pytest.raises(InputError, match='is damaged: it has been removed, run the same command again'):
         cache(tree, capsys)
     capsys.readouterr()
     assert cache(tree, capsys) == '' and 'from the cache' in cache(tree, capsys)
@@ -107,10 +108,33 @@ def test_an_unfinished_cache_does_not_count(tree, capsys):
             second(0, 24)
         assert 'another process makes the cache' in capsys.readouterr().out
     assert 'from the cache' in cache(tree, capsys)
-    (folder / 'x.unfinished').write_text('left by a process that was killed')
     file, = folder.glob('*.npy')
     os.rename(str(file), str(file) + '.unfinished')
     assert cache(tree, capsys) == '' and file.exists() and not (folder / (file.name + '.unfinished')).exists()
+
+
+def test_a_cache_that_is_made_at_the_same_time_is_left_alone(tree, tmp_path, monkeypatch):
+    """A second process begins one just when the first has given its own the name."""
+    path, states, replace, second = str(tmp_path / 'x.npy'), np.zeros([3, 4], np.int64), os.replace, []
+
+    def then_another(*paths):
+        replace(*paths)
+        monkeypatch.undo()
+        second.append(image_cache.filling(path, states + 1))
+        second.append(second[0].__enter__())
+    monkeypatch.setattr(os, 'replace', then_another)
+    with image_cache.filling(path, states) as rows:
+        rows['checksum'] = 1
+    second[1]['checksum'] = 2
+    second[0].__exit__(None, None, None)
+    assert (np.load(path)['checksum'] == 2).all() and (np.load(path)['state'] == 1).all()
+
+
+def test_an_inode_may_have_64_bits(tree, monkeypatch):
+    found = os.stat(listed(tree)[0][0])
+    large = type('Stat', (), dict({name: getattr(found, name) for name in dir(found) if name.startswith('st_')}, st_ino=2 ** 63 + 5))
+    monkeypatch.setattr(os, 'stat', lambda path: large)
+    assert np.array(image_cache.file_state('x'), np.int64).tolist() == [found.st_size, found.st_mtime_ns, found.st_ctime_ns, 5]
 
 
 def test_cache_by_the_command_line(tree, tmp_path):

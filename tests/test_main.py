@@ -189,6 +189,7 @@ def test_a_variant_need_not_be_named(digits, tmp_path):
     (['--eval', '--json', 'x.json', '--save_logits', './x.json'], 'the same file'),
     (['--eval', '--ratio_code_str', '2,0'], "--ratio_code_str: '0'"),
     (['--eval', '--eval_batch', '0'], "--eval_batch: '0'"),
+    (['--eval', '--jobs', '100000'], "--jobs: '100000'"),
     (['--eval', '--batch', '-1'], "--batch: '-1'"),
     (['--eval', '--se', '-1'], '--se'),
     (['--eval', '--dropout_keep_prob', '0'], '--dropout_keep_prob'),

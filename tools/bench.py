@@ -108,9 +108,12 @@ def read(paths):
 
 
 def tensorflow_call(args, threads):
-    from tools import runtimes
-    call, _ = runtimes.frozen(os.path.join(args.graphs, 'ghostnet.pb'), ['logits'])
-    return call
+    import tensorflow
+    tf = tensorflow.compat.v1
+    with tf.Graph().as_default() as graph, open(os.path.join(args.graphs, 'ghostnet.pb'), 'rb') as f:
+        tf.import_graph_def(tf.GraphDef.FromString(f.read()), name='')
+    session = tf.Session(graph=graph, config=tf.ConfigProto(intra_op_parallelism_threads=threads))
+    return session.make_callable(['logits:0'], ['input:0'])
 
 
 def onnxruntime_call(args, threads):
@@ -239,7 +242,7 @@ def plot(rates, latencies, path):
                      color=['tab:orange' if name in ENGINES else 'tab:blue' for name in names])
     for bar in bars:
         left.text(bar.get_width(), bar.get_y() + bar.get_height() / 2, ' %.0f' % bar.get_width(), va='center')
-    left.set_xlabel('images/s end to end, %d cores' % cores())
+    left.set_xlabel('images/s end to end')
     left.margins(x=0.1)
     left.set_title('GhostNet 1.0: engines of main.py (orange), other runtimes')
     families = collections.OrderedDict()
@@ -264,16 +267,20 @@ def plot(rates, latencies, path):
 def bench(args):
     import tabulate
     if args.plot is not None:
+        import matplotlib    # noqa: F401  (so that it is told now if it is missing)
         check_writable(args.plot)
     files = listed(args.data_dir, args.images)
     if args.load is not None:
         network(args.load)    # tells here if it cannot be read
-    names = [name for name in ENGINES + PEERS + tuple(peer + WORKERS for peer in PEERS[1:])
-             if args.only is None or any(name.startswith(only) for only in args.only)]
+    names, networks = ([name for name in group if args.only is None or name.startswith(tuple(args.only))] for group in (
+        ENGINES + PEERS + tuple(peer + WORKERS for peer in PEERS[1:]),
+        ['GhostNet %g' % width for width in GHOSTNETS] + ['MobileNetV3-%s %g' % net for net in MOBILENETS]))
+    if not names + networks:
+        raise InputError("--only names nothing that is measured: see the names without it")
     measured, missing = collections.OrderedDict((name, []) for name in names), collections.OrderedDict()
     with tempfile.TemporaryDirectory() as graphs:
         flags = ['--data_dir', args.data_dir, '--graphs', graphs, '--jobs', str(args.jobs), '--batch', str(args.batch)]
-        flags += [] if args.load is None else ['--load', args.load]
+        flags += [] if args.load is None else ['--load', os.path.abspath(args.load)]
         with open(os.path.join(graphs, 'files'), 'w') as f:
             json.dump(files, f)
         error = child(args, 'make', flags)
@@ -287,21 +294,19 @@ def bench(args):
                 else:
                     missing.setdefault(name, result)
         latencies = collections.OrderedDict()
-        for name in ['GhostNet %g' % width for width in GHOSTNETS] + ['MobileNetV3-%s %g' % net for net in MOBILENETS]:
-            result = child(args, name, flags) if args.only is None else None
-            if isinstance(result, dict):
-                latencies[name] = result
-            elif result:
-                missing[name] = result
+        for name in networks:
+            result = child(args, name, flags)
+            (latencies if isinstance(result, dict) else missing)[name] = result
     rates = collections.OrderedDict((name, {key: float(np.median([result[key] for result in results])) for key in results[0]})
                                     for name, results in measured.items() if results)
     fastest = max([rates[name]['end to end'] for name in rates if name not in ENGINES] or [np.nan])
-    print("%d images a round, %d rounds, %d cores; others in batches of %d" % (len(files), args.rounds, args.jobs, args.batch))
-    print(tabulate.tabulate(
-        [(name,) + tuple('%.0f' % row[key] for key in ('end to end', 'network', 'read', 'MB')) + (
-            '%.2f' % (row['end to end'] / fastest),) for name, row in rates.items()],
-        headers=('', 'images/s end to end', 'network only', 'reading only', 'peak MB', 'to the fastest other'), disable_numparse=True,
-        colalign=('left',) + ('right',) * 5))
+    if rates:
+        print("%d images a round, %d rounds, %d cores; others in batches of %d" % (len(files), args.rounds, args.jobs, args.batch))
+        print(tabulate.tabulate(
+            [(name,) + tuple('%.0f' % row[key] for key in ('end to end', 'network', 'read', 'MB')) + (
+                '%.2f' % (row['end to end'] / fastest),) for name, row in rates.items()],
+            headers=('', 'images/s end to end', 'network only', 'reading only', 'peak MB', 'to the fastest other'),
+            disable_numparse=True, colalign=('left',) + ('right',) * 5))
     if latencies:
         print()
         print(tabulate.tabulate([(name, '%.1f M' % row['multiply-adds'], '%.2f' % row['ms']) for name, row in latencies.items()],
@@ -313,15 +318,16 @@ def bench(args):
 
 
 def parse_args():
-    positive = number(int, lambda n: n > 0, "a positive integer")
+    positive = number(int, lambda n: 0 < n <= 100000, "an integer from 1 to 100000")
+    to_1024 = number(int, lambda n: 0 < n <= 1024, "an integer from 1 to 1024")
     parser = Parser(prog='bench', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data_dir', required=True, help="ILSVRC12 tree, of some hundred photographs at least")
     parser.add_argument('--load', help="checkpoint (default: GhostNet 1.0 with random weights)")
     parser.add_argument('--images', type=positive, default=1000, help="images a round, of the tree, repeated if it has fewer")
     parser.add_argument('--rounds', type=positive, default=3, help="how often each is measured")
-    parser.add_argument('--jobs', type=positive, default=cores(), help="cores to use (default: all)")
-    parser.add_argument('--batch', type=positive, default=8, help="images a call of the other runtimes")
-    parser.add_argument('--only', nargs='+', metavar='NAME', help="measure these alone, such as tflite or OpenVINO, and no latencies")
+    parser.add_argument('--jobs', type=to_1024, default=cores(), help="cores to use (default: all)")
+    parser.add_argument('--batch', type=to_1024, default=8, help="images a call of the other runtimes")
+    parser.add_argument('--only', nargs='+', metavar='NAME', help="measure these alone, such as tflite or OpenVINO")
     parser.add_argument('--plot', metavar='FILE.png', help="draw the results there")
     parser.add_argument('--child', help=argparse.SUPPRESS)
     parser.add_argument('--graphs', help=argparse.SUPPRESS)
