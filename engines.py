@@ -18,7 +18,7 @@ from tensorpack.utils.utils import get_tqdm
 
 import frozen
 from command_line import InputError
-from imagenet_utils import IMAGE_SIZE, OrderedThreadMap, eval_images, layout_explained, session_creator
+from imagenet_utils import IMAGE_SIZE, MEAN, STD, OrderedThreadMap, eval_images, layout_explained, session_creator
 
 # `call` is a function from images, uint8 (N, 224, 224, 3) BGR, to logits, float32 (N, classes), for several threads at once.
 # `batch` is how many images a call is best given.
@@ -69,11 +69,13 @@ def tflite_engine(model, restore, jobs):
         raise InputError("TFLite computes in NHWC alone: leave out --data-format, or --engine")
     with tf.Session(graph=frozen_graph(model, restore, jobs)) as session, quiet_stderr(), warnings.catch_warnings():
         warnings.simplefilter('ignore')    # that both classes will move to other packages
-        tensors = [session.graph.get_tensor_by_name(name + ':0') for name in (frozen.INPUT, frozen.LOGITS)]
+        tensors = [session.graph.get_tensor_by_name(name + ':0') for name in ('MobileNetV2/preprocessed', frozen.LOGITS)]
         content = tf.lite.TFLiteConverter.from_session(session, tensors[:1], tensors[1:]).convert()
         idle = [tensorflow.lite.Interpreter(model_content=content, num_threads=1) for _ in range(jobs)]
         for interpreter in idle:
             interpreter.allocate_tensors()
+    # ``image_preprocess`` in NumPy: TFLite takes 0.9 of 5.7 ms for it, since it is slow where the last axis has three values.
+    scale, offset = (np.resize(values, [IMAGE_SIZE, IMAGE_SIZE, 3]) for values in (1 / (255 * STD), MEAN / STD))
     source, = idle[0].get_input_details()
     logits, = idle[0].get_output_details()
     sizes = dict.fromkeys(idle, source['shape'][0])
@@ -85,7 +87,7 @@ def tflite_engine(model, restore, jobs):
                 interpreter.resize_tensor_input(source['index'], images.shape)
                 interpreter.allocate_tensors()
                 sizes[interpreter] = len(images)
-            interpreter.set_tensor(source['index'], images)
+            interpreter.set_tensor(source['index'], images * scale - offset)
             interpreter.invoke()
             return interpreter.get_tensor(logits['index'])
         finally:

@@ -32,6 +32,7 @@ from tensorpack.tfutils.tower import get_current_tower_context
 from command_line import InputError, cores
 
 IMAGE_SIZE = 224
+MEAN, STD = np.float32([0.406, 0.456, 0.485]), np.float32([0.225, 0.224, 0.229])    # of ImageNet, BGR, images in [0, 1]
 META = 'caffe_ilsvrc12'
 PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 # The last part of the name of every variable that belongs to a model; what training adds (slots, counters) ends otherwise.
@@ -377,9 +378,7 @@ class ImageNetModel(ModelDesc):
 
     def image_preprocess(self, image):
         """float32 images of mean 0 and deviation 1 over ImageNet, in `data_format`, from uint8 (N, H, W, 3) BGR."""
-        mean = tf.constant([0.406, 0.456, 0.485], tf.float32)
-        std = tf.constant([0.225, 0.224, 0.229], tf.float32)
-        image = (tf.cast(image, tf.float32) * (1.0 / 255) - mean) / std
+        image = tf.divide(tf.cast(image, tf.float32) * (1.0 / 255) - tf.constant(MEAN), tf.constant(STD), name='preprocessed')
         return image if self.data_format == 'NHWC' else tf.transpose(image, [0, 3, 1, 2])
 
     def build_graph(self, image, label):

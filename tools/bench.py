@@ -5,7 +5,7 @@
 End to end is reading files, preprocessing and the network. The engines are measured as main.py runs them. The others read the same
 images, resize and crop them with OpenCV, and compute with all cores in turn (a plain loop), or do both in one worker a core, as the
 engines do. Each is measured in a process of its own, in one run, in rounds, of which the median counts. Then the latency of single
-images on one core in TFLite, over multiply-adds. Those whose packages (requirements-interop.txt, openvino) are missing are named.
+images on one core in TFLite, over multiply-adds. Those whose packages (requirements-interop.txt) are missing are named.
 """
 import argparse
 import collections
