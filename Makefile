@@ -1,39 +1,67 @@
-# Two commands for a fresh machine: `make eval` and `make test`. `make test-all` and `make test-tf1` run the slow tests too, the latter
-# on the stack of the publication.
+# `make` prints what can be made; each target first installs what it needs.
 VENV := .venv
 VENV_TF1 := .venv-tf1
 VENV_HOROVOD := .venv-horovod
 VENV_INTEROP := .venv-interop
 
+# As many tests at once as there are cores, at most four: each worker takes about 1.5 GB of memory.
+PYTEST := -m pytest -n logical --maxprocesses 4
+
 IMAGE := ghostnet-tf1
 LOAD := models/ghostnet_checkpoint
 
-.PHONY: eval test test-all test-tf1 test-horovod test-interop test-docker train-digits reproduce clean
+.DEFAULT_GOAL := help
+.PHONY: help eval fetch data reproduce lint test test-all test-tf1 test-interop test-horovod test-docker train-digits clean
+
+help:
+	@echo "make eval          evaluate the included network on 360 digits (installs $(VENV), 2.5 GB)"
+	@echo "make fetch         download and verify the published checkpoint"
+	@echo "make data          make an ILSVRC12 tree: ARGS='--val TAR --devkit TAR.GZ --out TREE'"
+	@echo "make reproduce     compare with the published result: DATA=TREE"
+	@echo "make train-digits  train the included network (20 minutes on two cores)"
+	@echo "make lint          check the sources with ruff"
+	@echo "make test          run the fast tests (some minutes)"
+	@echo "make test-all      run all tests"
+	@echo "make test-tf1      run all tests with TensorFlow 1.13.1 (needs CPython 3.6; $(VENV_TF1), 1 GB)"
+	@echo "make test-interop  run those with other libraries and runtimes ($(VENV_INTEROP), 8 GB)"
+	@echo "make test-horovod  run those of several machines (needs CPython 3.7; $(VENV_HOROVOD), 2 GB)"
+	@echo "make test-docker   build the publication's image and test it (needs a Docker engine)"
+	@echo "make clean         remove the environments and the prepared digits"
+	@echo "ARGS='...' are further flags, of main.py, of the script or of pytest."
 
 eval: $(VENV)/installed
 	$(VENV)/bin/python data/digits/prepare.py
 	$(VENV)/bin/python main.py --eval $(ARGS)
+
+fetch: $(VENV)/installed
+	$(VENV)/bin/python models/fetch.py $(ARGS)
+
+data: $(VENV)/installed
+	$(VENV)/bin/python data/ilsvrc12/prepare.py $(ARGS)
 
 # Makes models/digits_checkpoint: train_log/ghostnet_checkpoint.
 train-digits: $(VENV)/installed
 	$(VENV)/bin/python data/digits/prepare.py
 	$(VENV)/bin/python main.py --train --data_dir data/digits --batch 32 --epochs 34 --seed 0 --log_dir train_log $(ARGS)
 
+lint: $(VENV)/installed
+	$(VENV)/bin/python -m ruff check .
+
 test: $(VENV)/installed
-	$(VENV)/bin/python -m pytest -m "not slow" tests $(ARGS)
+	$(VENV)/bin/python $(PYTEST) -m "not slow" tests $(ARGS)
 
 test-all: $(VENV)/installed
-	$(VENV)/bin/python -m pytest tests $(ARGS)
+	$(VENV)/bin/python $(PYTEST) tests $(ARGS)
 
 test-tf1: $(VENV_TF1)/installed
-	$(VENV_TF1)/bin/python -m pytest tests $(ARGS)
+	$(VENV_TF1)/bin/python $(PYTEST) tests $(ARGS)
 
 test-horovod: $(VENV_HOROVOD)/installed
-	$(VENV_HOROVOD)/bin/python -m pytest tests/test_horovod.py $(ARGS)
+	$(VENV_HOROVOD)/bin/python -m pytest tests/training/test_horovod.py $(ARGS)
 
 # With the other libraries and runtimes; both stacks' graphs are compared with theirs.
 test-interop: $(VENV_INTEROP)/installed $(VENV_TF1)/installed
-	$(VENV_INTEROP)/bin/python -m pytest tests/test_import_weights.py tests/test_export.py tests/test_bench.py $(ARGS)
+	$(VENV_INTEROP)/bin/python $(PYTEST) tests/tools/test_import_weights.py tests/tools/test_export.py tests/tools/test_bench.py $(ARGS)
 
 # Builds the era's image and runs it as its users do, the tests among them.
 test-docker: $(VENV)/installed

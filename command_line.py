@@ -1,25 +1,42 @@
-"""What the commands share, without TensorFlow: flags, mistakes told in one line, files that appear whole or not at all."""
+"""What all commands share, without TensorFlow: flags, mistakes reported in one line, files that appear whole, child processes."""
 import argparse
 import contextlib
 import importlib
+import json
+import logging
 import math
 import os
+import subprocess
 import sys
+
+ROOT = os.path.dirname(os.path.abspath(__file__))
+# OpenCV reads this when it is imported. What fails is raised as well; its log lines would bury ours.
+os.environ.setdefault('OPENCV_LOG_LEVEL', 'SILENT')
 
 
 class InputError(Exception):
     """What the user gave cannot be used. The message is one line that says what to do."""
 
 
+class Stopped(Exception):
+    """Signal `signum` stopped the command. The message says how to continue."""
+
+    def __init__(self, message, signum):
+        super(Stopped, self).__init__(message)
+        self.signum = signum
+
+
+# ----------------------------------------------------------------------------------------------------------------- flags
+
 class Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line, and exits with 2."""
+    """Reports a mistake in one line, and exits with status 2."""
 
     def error(self, message):
         self.exit(2, "%s: %s (see --help)\n" % (self.prog, message))
 
 
 def number(kind, accept, what):
-    """An argparse type: a number of `kind`, below 2**31, that `accept` accepts; `what` says which those are."""
+    """An argparse type: a number of type `kind`, below 2**31, that `accept` accepts; `what` names those numbers for the user."""
     def parse(text):
         try:
             value = kind(text)
@@ -31,22 +48,52 @@ def number(kind, accept, what):
     return parse
 
 
-def run(command, args, prog):
-    """Runs `command(args)` and exits: with what it returns, or with 2 and one line on stderr if that was not to be."""
+def positive():
+    """An argparse type: a positive integer."""
+    return number(int, lambda n: n > 0, "a positive integer")
+
+
+def up_to(largest):
+    """An argparse type: an integer from 1 to `largest`."""
+    return number(int, lambda n: 0 < n <= largest, "an integer from 1 to %d" % largest)
+
+
+def run(command, args, prog, target=None):
+    """Runs `command(args)` and exits: with the status that it returns, or with one line on stderr and status 2 after a mistake.
+
+    `target` is the make target that runs this command and first installs its packages.
+    """
     try:
-        import tf_compat    # noqa: F401  (before all else that imports TensorFlow)
         status = command(args)
         sys.stdout.flush()
-    except BrokenPipeError:    # nobody reads on: head, or a pager that was left
+    except BrokenPipeError:    # nobody reads on: head, or a pager that was closed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
+    except Stopped as error:
+        sys.stderr.write("%s: %s\n" % (prog, error))
+        status = 128 + error.signum
     except (InputError, OSError, ImportError) as error:
+        if isinstance(error, ModuleNotFoundError) and target is not None:
+            error = "the package '%s' is missing: run 'make %s', which installs it" % (error.name, target)
         sys.stderr.write("%s: %s\n" % (prog, error))
         status = 2
     except KeyboardInterrupt:
         status = 130
     sys.exit(status)
 
+
+def quiet_tensorpack():
+    """Keeps Tensorpack's log of every layer and variable out of a command whose output is its result."""
+    logging.getLogger('tensorpack').setLevel(logging.ERROR)
+
+
+def progress_options():
+    """Keyword arguments that all tqdm progress bars share. Off a terminal, a bar appears only in long runs."""
+    terminal = sys.stderr.isatty()
+    return {'leave': False, 'delay': 0 if terminal else 10, 'mininterval': 0.5 if terminal else 10}
+
+
+# ------------------------------------------------------------------------------------------------------------- resources
 
 def cores():
     """Number of processor cores that this process may use."""
@@ -62,24 +109,65 @@ def required(module):
                          % (error.name or module).split('.')[0])
 
 
+def run_module(module, *args, **kwargs):
+    """Runs ``python -m module args`` of this project in a child process, and returns its stdout.
+
+    Args:
+        python (str): the interpreter, by default this one.
+    Raises:
+        InputError: it failed; the message ends with the last line of its stderr.
+    """
+    command = [kwargs.get('python', sys.executable), '-m', module] + [str(arg) for arg in args]
+    child = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    if child.returncode:
+        last = (child.stderr.strip().splitlines() or ["nothing on stderr"])[-1][:300]
+        raise InputError("%s %s ended with status %d: %s" % (module, command[3] if args else '', child.returncode, last))
+    return child.stdout
+
+
+# ----------------------------------------------------------------------------------------------------------------- files
+
 def check_writable(path):
-    """Raises InputError if `whole_file` cannot write there: better now than after an hour."""
+    """Raises InputError if `atomic_write` cannot write there: better now than after an hour."""
     folder = os.path.dirname(os.path.realpath(path))
     if not path or (os.path.exists(path) and not os.path.isfile(path)) or not os.access(folder, os.W_OK | os.X_OK):
         raise InputError("cannot write '%s': name a file in a folder that exists and can be written to" % path)
 
 
+def sync(path):
+    """Returns when what was written to a file, or renamed in a folder, is on the disk."""
+    if os.name == 'nt' and os.path.isdir(path):    # Windows cannot open folders
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == 'nt' else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextlib.contextmanager
-def whole_file(path):
-    """A binary file that appears at `path` when it is whole, or not at all."""
+def atomic_write(path, temporary=None, durable=True):
+    """A binary file to write that appears at `path` when it is whole, or not at all.
+
+    Args:
+        temporary (str): its name until then, in the same file system; by default `path` with the process id.
+        durable (bool): whether it must be on the disk before it appears, which takes time.
+    """
     path = os.path.realpath(path)    # a link stays, and its target is replaced
-    temporary = '%s.%d.tmp' % (path, os.getpid())
+    temporary = temporary or '%s.%d.tmp' % (path, os.getpid())
     try:
         with open(temporary, 'wb') as f:
             yield f
-            f.flush()
-            os.fsync(f.fileno())
+        if durable:
+            sync(temporary)
         os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
+    except BaseException:
+        with contextlib.suppress(OSError):
             os.remove(temporary)
+        raise
+
+
+def write_json(path, value):
+    """Writes `value` as indented JSON, whole or not at all."""
+    with atomic_write(path) as f:
+        f.write(json.dumps(value, indent=2).encode() + b'\n')

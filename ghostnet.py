@@ -8,15 +8,28 @@ import contextlib
 import math
 import re
 
+from tf_compat import tf
+
 from tensorpack.models import BatchNorm, Conv2D, Dropout
 from tensorpack.tfutils.argscope import argscope
 from tensorpack.tfutils.tower import PredictTowerContext
 
+from augmentation import IMAGE_SIZE
+from checkpoints import MODEL_VARIABLE, PUBLISHED
 from command_line import InputError
-from imagenet_utils import IMAGE_SIZE, MODEL_VARIABLE, PUBLISHED, ImageNetModel
+from imagenet_utils import ImageNetModel
 from myconv2d import (
-    ConvBN, DepthConv, GhostModule, SELayer, channel_axis, global_average, kernel_initializer, space_axes, symmetric_padding)
-from tf_compat import tf
+    ConvBN,
+    DepthConv,
+    GhostModule,
+    SELayer,
+    channel_axis,
+    global_average,
+    kernel_initializer,
+    space_axes,
+    symmetric_padding,
+)
+from recipe import RECIPE
 
 Conv = collections.namedtuple('Conv', 'kernel stride depth')
 Bottleneck = collections.namedtuple('Bottleneck', 'kernel stride depth factor se')    # factor: expanded width / input width
@@ -100,8 +113,14 @@ def layer_costs(model):
     return [(name, multiply_adds, parameters) for name, (multiply_adds, parameters) in costs.items()]
 
 
-def architecture(shapes, variant=PUBLISHED):
-    """The arguments of GhostNet that show in a checkpoint: `shapes` is {variable name: shape}, None if it is no GhostNet."""
+def infer_architecture(shapes, variant=PUBLISHED):
+    """The arguments of GhostNet that show in a checkpoint.
+
+    Args:
+        shapes (dict): {variable name: shape}.
+    Returns:
+        dict: num_classes, width, se, dw_code and ratio_code; None if it is not a GhostNet.
+    """
     def shape(name):
         found = shapes.get('MobileNetV2/' + name, ())
         return found if len(found) == 4 and all(found) else None
@@ -109,32 +128,45 @@ def architecture(shapes, variant=PUBLISHED):
     last, head = shape('Conv2d_%d/W' % (len(ROWS) - 1)), shape('Logits/Conv2d_1c_1x1/W')
     if last is None or head is None:
         return None
-    # Several widths have the same numbers of channels: of those, the roundest one.
     outputs = {i: shape('Conv2d_%d%s/W' % (i, '' if isinstance(row, Conv) else '_shortcut_1x1')) for i, row in enumerate(ROWS)}
     inner = {i: shape('Conv2d_%d_down_pointwise/conv1/W' % i) for i, row in enumerate(ROWS) if isinstance(row, Bottleneck)}
-    width = last[-1] / ROWS[-1].depth
-    for candidate in [k / 20 for k in range(1, 200)] + [k / 100 for k in range(1, 1000)] + [k / 1000 for k in range(1, 10000)]:
-        model = GhostNet(width=candidate, variant=variant)
-        if all(model.channels(ROWS[i]) == output[-1] for i, output in outputs.items() if output) and \
-                all(model.expanded(ROWS[i], ROWS[i - 1].depth) == kernel[-2] for i, kernel in inner.items() if kernel):
-            width = candidate
-            break
     cheap = [shape('Conv2d_%d_up_pointwise/dw1/DW' % i) for i, row in enumerate(ROWS) if isinstance(row, Bottleneck)]
     cheap += [cheap[-1]] * (CODE_LENGTH - len(cheap))
     return {
-        'num_classes': head[-1], 'width': width, 'se': 3 if any('_se/' in n for n in shapes) else 0,
+        'num_classes': head[-1],
+        'width': infer_width({i: kernel[-1] for i, kernel in outputs.items() if kernel},
+                             {i: kernel[-2] for i, kernel in inner.items() if kernel}, variant),
+        'se': 3 if any('_se/' in n for n in shapes) else 0,
         'dw_code': [kernel[0] if kernel else 3 for kernel in cheap],
         'ratio_code': [kernel[-1] + 1 if kernel else 1 for kernel in cheap]}
 
 
-def of_checkpoint(restore, **options):
+def infer_width(channels, expanded, variant):
+    """The width multiplier that gives these numbers of channels, {row: int}, or nearly, where none does.
+
+    Several widths round to the same channels: of those, the roundest one.
+    """
+    # Rounding moves a number of channels by less than 6 (upwards by more, but not above 8), which leaves a narrow range of widths.
+    bounds = [((count - 6 if count > 8 else 0) / ROWS[i].depth, (count + 6) / ROWS[i].depth) for i, count in channels.items()
+              if not (VARIANTS[variant].wide_last and ROWS[i] is ROWS[-1])]
+    low, high = max(bound[0] for bound in bounds), min(bound[1] for bound in bounds)
+    for parts in (20, 100, 1000):
+        for k in range(max(1, int(low * parts)), int(high * parts) + 2):
+            model = GhostNet(width=k / parts, variant=variant)
+            if all(model.channels(ROWS[i]) == count for i, count in channels.items()) and \
+                    all(model.expanded(ROWS[i], ROWS[i - 1].depth) == count for i, count in expanded.items()):
+                return k / parts
+    return channels[len(ROWS) - 1] / ROWS[-1].depth
+
+
+def from_checkpoint(restore, **options):
     """The GhostNet that `restore`, a CheckpointRestore, has the weights of. `options` are further arguments of it.
 
     Raises:
-        InputError: it is no GhostNet, or one of a variant that is not among VARIANTS.
+        InputError: it is not a GhostNet, or of a variant that is not among VARIANTS.
     """
     known_variant(restore.variant)
-    made_with = architecture(restore.shapes, restore.variant)
+    made_with = infer_architecture(restore.shapes, restore.variant)
     if made_with is None:
         raise InputError("the checkpoint %s is not one of a GhostNet" % restore.path)
     return GhostNet(variant=restore.variant, **dict(made_with, **options))
@@ -166,9 +198,9 @@ class GhostNet(ImageNetModel):
         output_stride (int): 8, 16 or 32. Under 32, the last strides are 1, and what comes behind them is atrous at that rate.
     """
 
-    def __init__(self, num_classes=1000, dw_code=None, ratio_code=None, se=3, data_format='NHWC', width=1.0, lr=0.1,
-                 weight_decay=4e-5, dropout_keep_prob=0.8, label_smoothing=0.1, freeze_bn=False, variant=PUBLISHED,
-                 output_stride=32):
+    def __init__(self, num_classes=1000, dw_code=None, ratio_code=None, se=3, data_format='NHWC', width=1.0, lr=RECIPE.lr,
+                 weight_decay=RECIPE.weight_decay, dropout_keep_prob=RECIPE.dropout_keep_prob,
+                 label_smoothing=RECIPE.label_smoothing, freeze_bn=False, variant=PUBLISHED, output_stride=32):
         super(GhostNet, self).__init__(data_format, lr, weight_decay, label_smoothing, freeze_bn, variant)
         self.num_classes = num_classes
         self.dw_code = bottleneck_code(dw_code, 3)
@@ -215,7 +247,7 @@ class GhostNet(ImageNetModel):
         return x + shortcut
 
     @contextlib.contextmanager
-    def layers(self):
+    def arg_scope(self):
         """What all layers have in common, and their scope."""
         with argscope([Conv2D, DepthConv, GhostModule, SELayer, BatchNorm], data_format=self.data_format), \
                 argscope(Conv2D, kernel_initializer=kernel_initializer), \
@@ -223,7 +255,7 @@ class GhostNet(ImageNetModel):
                 argscope(BatchNorm, training=False if self.freeze_bn else None), tf.variable_scope('MobileNetV2'):
             yield
 
-    def rows(self, image):
+    def row_outputs(self, image):
         """What comes out of each of ROWS: a list of tensors. `image` as ``get_logits`` takes it, but of any size."""
         x, in_depth, outputs = self.image_preprocess(image) if image.dtype == tf.uint8 else image, None, []
         codes = iter(zip(self.dw_code, self.ratio_code))
@@ -248,8 +280,8 @@ class GhostNet(ImageNetModel):
 
         To be called in a Tensorpack tower context, which says whether BN and dropout are in training.
         """
-        with self.layers():
-            x = global_average(self.rows(image)[-1], self.data_format)
+        with self.arg_scope():
+            x = global_average(self.row_outputs(image)[-1], self.data_format)
             head = 'Conv2d_%d' % len(ROWS)
             x = ConvBN(head, x, HEAD_DEPTH, 1) if self.rules.head_bn else Conv2D(head, x, HEAD_DEPTH, 1, activation=tf.nn.relu)
             x = Dropout(x, rate=1.0 - self.dropout_keep_prob)
@@ -268,8 +300,8 @@ class GhostNet(ImageNetModel):
 
         Like ``get_logits``, to be called in a tower context. ``CheckpointRestore(path, BACKBONE)`` restores what it takes.
         """
-        with self.layers():
-            outputs = self.rows(image)
+        with self.arg_scope():
+            outputs = self.row_outputs(image)
         maps, stride = collections.OrderedDict(), 1
         for i, row in enumerate(ROWS[:-1]):
             stride *= row.stride

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""GhostNet for TensorFlow: evaluates a checkpoint on ILSVRC12, tells what is in pictures, trains, or counts what it costs."""
+"""GhostNet for TensorFlow: evaluates a checkpoint on ILSVRC12, classifies pictures, trains, or counts multiply-adds."""
 import sys
 
 if sys.version_info < (3, 6):    # before anything that such a Python cannot read
@@ -9,19 +9,32 @@ if sys.version_info < (3, 6):    # before anything that such a Python cannot rea
 
 import argparse
 import contextlib
-import json
 import os
 import platform
 
-from command_line import InputError, Parser, check_writable, cores, number, run, whole_file
+from command_line import (
+    ROOT,
+    InputError,
+    Parser,
+    atomic_write,
+    check_writable,
+    cores,
+    number,
+    positive,
+    quiet_tensorpack,
+    run,
+    up_to,
+    write_json,
+)
+from recipe import IMAGENET_IMAGES, RECIPE, learning_rate, smallest_area, steps_per_epoch
 
-ROOT = os.path.dirname(os.path.abspath(__file__))
 DIGITS = os.path.join(ROOT, 'data', 'digits')
 DIGITS_CHECKPOINT = os.path.join(ROOT, 'models', 'digits_checkpoint')
 PUBLISHED_CHECKPOINT = os.path.join(ROOT, 'models', 'ghostnet_checkpoint')
-IMAGENET_IMAGES = 1281167    # in ILSVRC12's training set
 PAPER = {0.5: ('42', '2.6'), 1.0: ('141', '5.2'), 1.3: ('226', '7.3')}    # paper, table 7: millions at each width
 
+
+# ----------------------------------------------------------------------------------------------------------------- flags
 
 def code(text):
     """An argparse type: integers from 1 to 99, separated by commas; none stands for the published ones."""
@@ -29,40 +42,41 @@ def code(text):
     return [entry(part) for part in text.split(',')] if text else None
 
 
-def parse_args():
-    positive = number(int, lambda n: n > 0, "a positive integer")
-    to_1024 = number(int, lambda n: 0 < n <= 1024, "an integer from 1 to 1024")
-    share = number(float, lambda x: 0 <= x < 1, "a number from 0 up to, but not, 1")
-    parser = Parser(prog='main.py', description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    job = parser.add_argument_group('what to do')
+def add_job_flags(job):
     job.add_argument('--eval', action='store_true',
                      help="evaluate --load on the validation images; without any other flag, the digits that come along")
     job.add_argument('--predict', nargs='+', metavar='FILE',
-                     help="tell what --load sees in pictures, or in those of a folder; without --load, digits")
+                     help="print what --load sees in pictures, or in those of a folder; without --load, digits")
     job.add_argument('--train', action='store_true', help="train by the published recipe")
     job.add_argument('--lr_schedule', action='store_true', help="print the learning rate of each epoch of --train, and exit")
     job.add_argument('--flops', type=number(int, lambda n: n in (0, 1), "0 or 1"), default=0,
                      help="1: print multiply-adds and parameters by layer group")
-    data = parser.add_argument_group('data and results')
+
+
+def add_data_flags(data):
     data.add_argument('--data_dir', help="ILSVRC12 tree with train/, val/ and caffe_ilsvrc12/; for --predict, names of the classes")
     data.add_argument('--load', help="checkpoint; for --eval by default models/ghostnet_checkpoint")
     data.add_argument('--json', metavar='FILE', help="write the result of --eval or --predict there")
     data.add_argument('--save_logits', metavar='FILE.npz', help="write logits, labels and files of --eval there")
     data.add_argument('--log_dir', default='train_log', help="folder of the run that --train makes: checkpoints, log, curves")
-    data.add_argument('--topk', type=positive, default=5, help="--predict: so many classes of each picture")
-    how = parser.add_argument_group('how to run')
+    data.add_argument('--topk', type=positive(), default=5, help="--predict: so many classes of each picture")
+
+
+def add_device_flags(how):
     how.add_argument('--gpu', help="GPUs that TensorFlow may use, such as 0 or 0,1; --train uses all of them. By default one")
-    how.add_argument('--towers', type=positive, help="--train: so many replicas on the CPU, as if on so many GPUs")
+    how.add_argument('--towers', type=positive(), help="--train: so many replicas on the CPU, as if on so many GPUs")
     how.add_argument('--trainer', choices=['replicated', 'horovod'], default='replicated',
                      help="horovod: under horovodrun, on several machines")
     how.add_argument('--data-format', choices=['NHWC', 'NCHW'], default='NHWC', help="layout inside the network")
     how.add_argument('--engine', choices=['tensorpack', 'frozen', 'tflite', 'auto'], default='tensorpack',
                      help="what computes in --eval and --predict; auto is the fastest on this machine. The result is the same")
-    how.add_argument('--jobs', type=to_1024, help="--eval, --predict: workers, of one core each (default: all cores)")
-    how.add_argument('--eval_batch', type=to_1024, help="--eval, --predict: images that a worker computes at once (default: what "
-                     "the engine does best); changes speed only")
+    how.add_argument('--jobs', type=up_to(1024), help="--eval, --predict: workers, of one core each (default: all cores)")
+    how.add_argument('--eval_batch', type=up_to(1024), help="--eval, --predict: images that a worker computes at once (default: "
+                     "what the engine does best); changes speed only")
     how.add_argument('--cache', metavar='DIR', help="--eval: keep the preprocessed images there, for the next time")
-    net = parser.add_argument_group('network')
+
+
+def add_network_flags(net):
     net.add_argument('--width_ratio', type=number(float, lambda x: 0 < x <= 10, "a number above 0, at most 10"), default=1.0,
                      help="width multiplier")
     net.add_argument('--variant', choices=['published', 'pytorch', 'imgclsmob'], default=argparse.SUPPRESS,
@@ -72,30 +86,54 @@ def parse_args():
     net.add_argument('--dw_code_str', type=code, default='', metavar='CODE',
                      help="kernel sizes of the cheap operations, 19 integers separated by commas")
     net.add_argument('--ratio_code_str', type=code, default='', metavar='CODE', help="ratios of the ghost modules, likewise")
-    train = parser.add_argument_group('training')
-    train.add_argument('--batch', type=positive, default=1024, help="images a step, of all towers and workers together")
-    train.add_argument('--lr', type=number(float, lambda x: x > 0, "a number above 0"), default=0.1,
+
+
+def add_training_flags(train):
+    share = number(float, lambda x: 0 <= x < 1, "a number from 0 up to, but not, 1")
+    train.add_argument('--batch', type=positive(), default=RECIPE.batch, help="images a step, of all towers and workers together")
+    train.add_argument('--lr', type=number(float, lambda x: x > 0, "a number above 0"), default=RECIPE.lr,
                        help="learning rate for 256 images a step; it is scaled with --batch")
-    train.add_argument('--epochs', type=positive, default=400, help="epochs")
-    train.add_argument('--weight_decay', type=number(float, lambda x: x >= 0, "0 or a number above"), default=4e-5,
+    train.add_argument('--epochs', type=positive(), default=RECIPE.epochs, help="epochs")
+    train.add_argument('--weight_decay', type=number(float, lambda x: x >= 0, "0 or a number above"), default=RECIPE.weight_decay,
                        help="factor of half the sum of the squared kernels")
-    train.add_argument('--label_smoothing', type=share, default=0.1, help="share of the target that is spread over all classes")
+    train.add_argument('--label_smoothing', type=share, default=RECIPE.label_smoothing,
+                       help="share of the target that is spread over all classes")
     train.add_argument('--dropout_keep_prob', type=number(float, lambda x: 0 < x <= 1, "a number above 0, at most 1"),
-                       default=0.8, help="probability of keeping an input of the last layer")
+                       default=RECIPE.dropout_keep_prob, help="probability of keeping an input of the last layer")
     train.add_argument('--finetune', action='store_true', help="take all but the last layer from --load, for other classes")
     train.add_argument('--freeze_bn', action='store_true', help="BN keeps the statistics, scale and offset of --load")
-    train.add_argument('--resume', action='store_true', help="go on after the last checkpoint in --log_dir, if there is one")
+    train.add_argument('--resume', action='store_true', help="continue after the last checkpoint in --log_dir, if there is one")
     train.add_argument('--seed', type=number(int, lambda n: 0 <= n < 2 ** 31, "an integer from 0"),
                        help="fixes initial weights, order and augmentation")
-    args = parser.parse_args()
 
+
+def parse_args():
+    parser = Parser(prog='main.py', description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add_job_flags(parser.add_argument_group('what to do'))
+    add_data_flags(parser.add_argument_group('data and results'))
+    add_device_flags(parser.add_argument_group('how to run'))
+    add_network_flags(parser.add_argument_group('network'))
+    add_training_flags(parser.add_argument_group('training'))
+    args = parser.parse_args()
+    args.variant = getattr(args, 'variant', None)
+    check_job(args, parser)
+    take_default_inputs(args, parser)
+    check_combinations(args, parser)
+    args.jobs = args.jobs or cores()
+    return args
+
+
+def check_job(args, parser):
+    """Reports it if the flags name no job, or two."""
     jobs = [args.eval, args.predict is not None, args.train]
     if sum(jobs) > 1:
         parser.error("--eval, --predict and --train exclude each other: name one")
     if not (any(jobs) or args.flops or args.lr_schedule):
         parser.error("nothing to do: name --eval, --predict, --train, --lr_schedule or --flops 1")
-    if args.gpu is not None and not all(part.strip().isdigit() for part in args.gpu.split(',')):
-        parser.error("argument --gpu: '%s' is not a list of GPU numbers, such as 0 or 0,1" % args.gpu)
+
+
+def take_default_inputs(args, parser):
+    """Fills in the tree and the checkpoint where they are not given, and reports it where they must be."""
     if (args.eval or args.predict) and args.data_dir is None and args.load is None:
         args.data_dir, args.load = DIGITS, DIGITS_CHECKPOINT
         if not os.path.isdir(os.path.join(DIGITS, 'caffe_ilsvrc12')):
@@ -103,12 +141,18 @@ def parse_args():
     for flag in ('finetune', 'freeze_bn'):
         if getattr(args, flag) and args.load is None:
             parser.error("--%s needs --load, the checkpoint to start from" % flag)
-    if args.towers is not None and (args.gpu is not None or args.trainer == 'horovod'):
-        parser.error("--towers is for one machine's CPU: leave out %s" % ('--gpu' if args.gpu is not None else '--trainer horovod'))
     if (args.eval or args.train) and args.data_dir is None:
         parser.error("--data_dir is missing: name an ILSVRC12 tree, with train/, val/ and caffe_ilsvrc12/")
     if (args.eval or args.predict) and args.load is None:
         args.load = PUBLISHED_CHECKPOINT
+
+
+def check_combinations(args, parser):
+    """Reports flags that do not go together."""
+    if args.gpu is not None and not all(part.strip().isdigit() for part in args.gpu.split(',')):
+        parser.error("argument --gpu: '%s' is not a list of GPU numbers, such as 0 or 0,1" % args.gpu)
+    if args.towers is not None and (args.gpu is not None or args.trainer == 'horovod'):
+        parser.error("--towers is for one machine's CPU: leave out %s" % ('--gpu' if args.gpu is not None else '--trainer horovod'))
     if args.json is not None and not (args.eval or args.predict):
         parser.error("--json goes with --eval and --predict")
     for flag in ('save_logits', 'cache'):
@@ -116,12 +160,11 @@ def parse_args():
             parser.error("--%s goes with --eval" % flag)
     if args.engine == 'tflite' and args.gpu is not None:
         parser.error("--engine tflite computes on the CPU: leave out --gpu")
-    args.jobs = args.jobs or cores()
     if args.json is not None and args.save_logits is not None and os.path.realpath(args.json) == os.path.realpath(args.save_logits):
         parser.error("--json and --save_logits name the same file")
-    args.variant = getattr(args, 'variant', None)
-    return args
 
+
+# ----------------------------------------------------------------------------------------------------------- the network
 
 def build_model(args, num_classes, recorded):
     """GhostNet as the flags say, or of the variant that is `recorded` with --load."""
@@ -140,9 +183,9 @@ def build_model(args, num_classes, recorded):
 def flags_to_change(model, restore, finetune):
     """What to say of a checkpoint that does not fit `model`: which flags it was made with."""
     import ghostnet
-    made_with = ghostnet.architecture(restore.shapes, restore.variant)
+    made_with = ghostnet.infer_architecture(restore.shapes, restore.variant)
     if made_with is None:
-        return "it is no GhostNet checkpoint"
+        return "it is not a GhostNet checkpoint"
     bottlenecks = sum(isinstance(row, ghostnet.Bottleneck) for row in ghostnet.ROWS)
     changes = []
     if made_with['num_classes'] != model.num_classes and not finetune:
@@ -161,7 +204,7 @@ def flags_to_change(model, restore, finetune):
 @contextlib.contextmanager
 def mismatch_explained(model, finetune=False):
     """Adds the flags to change to what is said of a checkpoint that does not fit."""
-    from imagenet_utils import CheckpointMismatch
+    from checkpoints import CheckpointMismatch
     try:
         yield
     except CheckpointMismatch as error:
@@ -169,14 +212,16 @@ def mismatch_explained(model, finetune=False):
         raise
 
 
+# ------------------------------------------------------------------------------------------------------------------ jobs
+
 def run_eval(args):
-    import cv2
     import numpy as np
-    import tensorpack
-    from engines import evaluate, make_engine
-    from image_cache import cached
-    from imagenet_utils import CheckpointRestore, read_images, read_list, read_synsets
-    from tf_compat import TENSORFLOW_VERSION
+
+    from checkpoints import CheckpointRestore
+    from dataset import read_images, read_list, read_synsets
+    from evaluation.engines import make_engine
+    from evaluation.evaluate import evaluate
+    from evaluation.image_cache import cached
 
     for path in (args.json, args.save_logits):
         if path is not None:
@@ -190,30 +235,40 @@ def run_eval(args):
         with mismatch_explained(model):
             engine = make_engine(args.engine, model, restore, args.jobs, images)
         result = evaluate(engine, model, images, args.eval_batch, args.jobs, read, args.save_logits is not None)
-        count, seconds = len(images), result['seconds']
-        wrong_top1, wrong_top5 = result['wrong_top1'], result['wrong_top5']
-        print("Top1 Error: %.6g" % (wrong_top1 / count))
-        print("Top5 Error: %.6g" % (wrong_top5 / count))
-        print("%d images, of which wrong: %d by top-1, %d by top-5" % (count, wrong_top1, wrong_top5))
-        print("%.1f images/s, %.1f seconds used, engine %s" % (count / seconds, seconds, engine.name))
+        print_errors(result, len(images), engine.name)
         if args.save_logits is not None:
-            with whole_file(args.save_logits) as f:
+            with atomic_write(args.save_logits) as f:
                 np.savez(f, logits=result['logits'], labels=np.array(labels), files=np.array(files))
         if args.json is not None:
-            with whole_file(args.json) as f:
-                f.write(json.dumps({
-                    'images': count, 'wrong_top1': wrong_top1, 'wrong_top5': wrong_top5, 'top1_error': wrong_top1 / count,
-                    'top5_error': wrong_top5 / count, 'engine': engine.name, 'seconds': seconds,
-                    'images_per_second': count / seconds, 'python': platform.python_version(), 'tensorflow': TENSORFLOW_VERSION,
-                    'tensorpack': tensorpack.__version__, 'opencv': cv2.__version__}, indent=2).encode() + b'\n')
+            write_json(args.json, eval_record(result, len(images), engine.name))
+
+
+def print_errors(result, count, engine):
+    wrong_top1, wrong_top5, seconds = result['wrong_top1'], result['wrong_top5'], result['seconds']
+    print("Top1 Error: %.6g" % (wrong_top1 / count))
+    print("Top5 Error: %.6g" % (wrong_top5 / count))
+    print("%d images, of which wrong: %d by top-1, %d by top-5" % (count, wrong_top1, wrong_top5))
+    print("%.1f images/s, %.1f seconds used, engine %s" % (count / seconds, seconds, engine))
+
+
+def eval_record(result, count, engine):
+    """What --json gets of an evaluation."""
+    from tf_compat import TENSORFLOW_VERSION
+
+    import cv2
+    import tensorpack
+    return {'images': count, 'wrong_top1': result['wrong_top1'], 'wrong_top5': result['wrong_top5'],
+            'top1_error': result['wrong_top1'] / count, 'top5_error': result['wrong_top5'] / count, 'engine': engine,
+            'seconds': result['seconds'], 'images_per_second': count / result['seconds'], 'python': platform.python_version(),
+            'tensorflow': TENSORFLOW_VERSION, 'tensorpack': tensorpack.__version__, 'opencv': cv2.__version__}
 
 
 def run_predict(args):
-    import numpy as np
-    import tabulate
-    from engines import evaluate, make_engine
-    from ghostnet import architecture
-    from imagenet_utils import CheckpointRestore, find_images, read_words
+    from checkpoints import CheckpointRestore
+    from dataset import find_images, read_words
+    from evaluation.engines import make_engine
+    from evaluation.evaluate import evaluate
+    from ghostnet import infer_architecture
 
     if args.json is not None:
         check_writable(args.json)
@@ -222,64 +277,75 @@ def run_predict(args):
     if args.data_dir is not None:
         classes = read_words(args.data_dir)
     else:
-        made_with = architecture(restore.shapes, restore.variant)
+        made_with = infer_architecture(restore.shapes, restore.variant)
         classes = [('', '')] * (made_with['num_classes'] if made_with else 1000)
     model = build_model(args, len(classes), restore.variant)
     images = [[file, 0] for file in files]
     with mismatch_explained(model):
         engine = make_engine(args.engine, model, restore, args.jobs, images)
-    logits = evaluate(engine, model, images, args.eval_batch, args.jobs)['logits'].astype('float64')
-    probabilities = np.exp(logits - logits.max(1, keepdims=True))
-    probabilities /= probabilities.sum(1, keepdims=True)
-    results, rows = [], []
-    for file, row in zip(files, probabilities):
-        labels = np.argsort(-row, kind='stable')[:args.topk]
-        results.append({'file': file, 'classes': [
-            {'label': int(label), 'synset': classes[label][0], 'words': classes[label][1], 'probability': row[label]}
-            for label in labels]})
-        rows += [('' if rank else file, '%.4f' % row[label], label) + classes[label] for rank, label in enumerate(labels)]
+    logits = evaluate(engine, model, images, args.eval_batch, args.jobs)['logits']
+    predictions = [{'file': file, 'classes': most_probable(row, classes, args.topk)} for file, row in zip(files, logits)]
     if args.json is not None:
-        with whole_file(args.json) as f:
-            f.write(json.dumps(results, indent=2).encode() + b'\n')
-    headers = ('picture', 'probability', 'label') + (('synset', 'words') if args.data_dir is not None else ())
-    print(tabulate.tabulate([row[:len(headers)] for row in rows], headers=headers, disable_numparse=True,
-                            colalign=('left', 'right', 'right', 'left', 'left')[:len(headers)]))
+        write_json(args.json, predictions)
+    print_predictions(predictions, args.data_dir is not None)
+
+
+def most_probable(logits, classes, count):
+    """The `count` most probable classes, from logits (classes,): [{'label', 'synset', 'words', 'probability'}, ...]."""
+    import numpy as np
+    probabilities = np.exp(logits.astype('float64') - logits.max())
+    probabilities /= probabilities.sum()
+    return [{'label': int(label), 'synset': classes[label][0], 'words': classes[label][1], 'probability': probabilities[label]}
+            for label in np.argsort(-probabilities, kind='stable')[:count]]
+
+
+def print_predictions(predictions, named):
+    """A table of predictions, with the names of the classes if they are `named`."""
+    import tabulate
+    columns = ('label', 'synset', 'words') if named else ('label',)
+    rows = [('' if rank else entry['file'], '%.4f' % found['probability']) + tuple(found[column] for column in columns)
+            for entry in predictions for rank, found in enumerate(entry['classes'])]
+    print(tabulate.tabulate(rows, headers=('picture', 'probability') + columns, disable_numparse=True,
+                            colalign=('left', 'right', 'right', 'left', 'left')[:2 + len(columns)]))
 
 
 def run_train(args):
-    from imagenet_utils import PUBLISHED, read_images, read_synsets, recorded_variant
-    from training import Stopped, train
-    train_images, val_images = read_images(args.data_dir, 'train'), read_images(args.data_dir, 'val')
-    recorded = PUBLISHED
-    if args.load is not None:
-        try:
-            recorded = recorded_variant(args.load)
-        except InputError:
-            if not args.resume:    # a run that goes on does not need it any more; --variant is compared with what it recorded
-                raise
-            recorded = args.variant or PUBLISHED
-    model = build_model(args, len(read_synsets(args.data_dir)), recorded)
+    from dataset import read_images, read_synsets
+    from training.train import Data, Run, train
+    from training.workers import HorovodWorkers, OneWorker
+    data = Data(read_images(args.data_dir, 'train'), read_images(args.data_dir, 'val'), smallest_area(args.width_ratio))
+    model = build_model(args, len(read_synsets(args.data_dir)), variant_to_train(args))
     options = {'--' + flag: getattr(args, flag) for flag in (
-        'batch', 'dropout_keep_prob', 'dw_code_str', 'epochs', 'freeze_bn', 'label_smoothing', 'lr', 'ratio_code_str', 'se', 'seed',
+        'batch', 'dropout_keep_prob', 'dw_code_str', 'epochs', 'freeze_bn', 'label_smoothing', 'lr', 'ratio_code_str', 'se',
         'weight_decay', 'width_ratio')}
-    options.update({'--variant': model.variant, 'number of classes': model.num_classes, 'number of training images': len(train_images)})
+    options.update({'--variant': model.variant, 'number of classes': model.num_classes,
+                    'number of training images': len(data.train)})
+    with mismatch_explained(model, args.finetune):
+        train(model, data, Run(
+            args.log_dir, args.batch, args.epochs, seed=args.seed, options=options, load=args.load, finetune=args.finetune,
+            resume=args.resume, gpus=len(args.gpu.split(',')) if args.gpu else 0, towers=args.towers or 1,
+            workers=HorovodWorkers() if args.trainer == 'horovod' else OneWorker()))
+
+
+def variant_to_train(args):
+    """The variant of the network that --load is of, or the published one."""
+    from checkpoints import PUBLISHED, recorded_variant
+    if args.load is None:
+        return PUBLISHED
     try:
-        with mismatch_explained(model, args.finetune):
-            # The published recipe crops less from images for narrow networks.
-            train(model, train_images, val_images, args.batch, args.epochs, 0.49 if args.width_ratio < 1 else 0.08, args.log_dir,
-                  options, args.load, args.finetune, len(args.gpu.split(',')) if args.gpu else 0, args.towers or 1,
-                  args.trainer == 'horovod', args.resume)
-    except Stopped as error:
-        sys.stderr.write("main.py: %s\n" % error)
-        sys.exit(128 + error.signum)
+        return recorded_variant(args.load)
+    except InputError:
+        if not args.resume:    # a run that continues does not need it any more; --variant is compared with what it recorded
+            raise
+        return args.variant or PUBLISHED
 
 
 def print_schedule(args):
     import tabulate
-    from imagenet_utils import read_list
-    from training import learning_rate, steps_in_epoch
+
+    from dataset import read_list
     images = IMAGENET_IMAGES if args.data_dir is None else len(read_list(args.data_dir, 'train'))
-    steps = steps_in_epoch(images, args.batch)
+    steps = steps_per_epoch(images, args.batch)
     print("%d images, %d a step: %d steps an epoch, %d in all" % (images, args.batch, steps, steps * args.epochs))
     rows = []
     for epoch in range(args.epochs):
@@ -293,8 +359,10 @@ def print_schedule(args):
 
 def print_costs(args):
     import tabulate
+
+    from checkpoints import PUBLISHED, recorded_variant
+    from dataset import read_synsets
     from ghostnet import layer_costs
-    from imagenet_utils import PUBLISHED, read_synsets, recorded_variant
     classes = 1000 if args.data_dir is None else len(read_synsets(args.data_dir))
     costs = layer_costs(build_model(args, classes, PUBLISHED if args.load is None else recorded_variant(args.load)))
     costs.append(('total', sum(cost[1] for cost in costs), sum(cost[2] for cost in costs)))
@@ -309,9 +377,9 @@ def print_costs(args):
 def main(args):
     if args.gpu is not None or args.towers is not None:
         os.environ['CUDA_VISIBLE_DEVICES'] = args.gpu or ''
+    import tf_compat  # noqa: F401  (before all else that imports TensorFlow)
     if not args.train:
-        from imagenet_utils import quiet_logger
-        quiet_logger()
+        quiet_tensorpack()
     if args.flops:
         print_costs(args)
     if args.eval:

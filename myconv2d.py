@@ -5,9 +5,9 @@ those of the published checkpoint.
 """
 import math
 
-from tensorpack.models import BatchNorm, BNReLU, Conv2D, layer_register
-
 from tf_compat import tf
+
+from tensorpack.models import BatchNorm, BNReLU, Conv2D, layer_register
 
 
 def channel_axis(data_format):

@@ -1,19 +1,21 @@
 """The one place that knows which TensorFlow generation runs.
 
 The rooms say ``from tf_compat import tf`` and get TensorFlow's version 1 API: TensorFlow 1.13 to 1.15 as it is, TensorFlow 2
-through ``tf.compat.v1``. Importing this module imports TensorFlow; it raises ImportError, with a message for the user, where
-the installed packages cannot run GhostNet.
+through ``tf.compat.v1``. Importing this module imports TensorFlow; it raises InputError where the installed packages cannot run
+GhostNet.
 """
 import contextlib
 import gc
+import importlib
 import os
 import warnings
 
-# TensorFlow 2.16 and later keep `tf.compat.v1.layers` only in tf-keras, and only if they are told before they are imported.
+from command_line import InputError
+
+# TensorFlow 2.16 and later keep `tf.compat.v1.layers` only in tf-keras, and only if this is set before they are imported.
 os.environ['TF_USE_LEGACY_KERAS'] = '1'
 # What fails is raised as well; their log lines would bury ours.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-os.environ.setdefault('OPENCV_LOG_LEVEL', 'SILENT')
 
 INSTALL = ("install the pinned packages, with 'make eval' or with 'pip install -r requirements.txt' on CPython 3.10 to 3.13 "
            "(requirements-tf1.txt on CPython 3.6)")
@@ -34,10 +36,6 @@ def quiet_stderr():
         os.close(null)
 
 
-class Unsupported(ImportError):
-    """A version that cannot run GhostNet."""
-
-
 def _version(module):
     """(major, minor) of an imported package."""
     return tuple(int(part) for part in module.__version__.split('.')[:2])
@@ -46,15 +44,15 @@ def _version(module):
 def _check(tensorflow):
     version = _version(tensorflow)
     if not ((1, 13) <= version < (2, 0) or (2, 16) <= version):
-        raise Unsupported("TensorFlow %s is not supported: use %s; %s" % (tensorflow.__version__, SUPPORTED, INSTALL))
+        raise InputError("TensorFlow %s is not supported: use %s; %s" % (tensorflow.__version__, SUPPORTED, INSTALL))
     if version >= (2, 0):
         try:
             import tf_keras  # noqa: F401
         except ImportError:
-            raise Unsupported("TensorFlow %s needs the package tf-keras: %s" % (tensorflow.__version__, INSTALL))
+            raise InputError("TensorFlow %s needs the package tf-keras: %s" % (tensorflow.__version__, INSTALL))
     import tensorpack.libinfo
     if version >= (2, 0) and _version(tensorpack.libinfo) < (0, 11):
-        raise Unsupported("Tensorpack %s does not run on TensorFlow %s: use %s; %s" % (
+        raise InputError("Tensorpack %s does not run on TensorFlow %s: use %s; %s" % (
             tensorpack.libinfo.__version__, tensorflow.__version__, SUPPORTED, INSTALL))
 
 
@@ -64,17 +62,18 @@ try:
     with quiet_stderr():
         import tensorflow
     _check(tensorflow)
+    for _package in ('cv2', 'tabulate', 'tqdm', 'filelock'):    # so that it is reported here if one is missing
+        importlib.import_module(_package)
     from tensorpack.compat import tfv1 as tf
-    import cv2, tabulate, tqdm    # noqa: E401, F401  (so that it is told here if one is missing)
-except Unsupported:
+except InputError:
     raise
 except ModuleNotFoundError as error:
-    raise ImportError("the package '%s' is missing: %s" % (error.name, INSTALL))
+    raise InputError("the package '%s' is missing: %s" % (error.name, INSTALL))
 except Exception as error:    # a library that cannot be loaded, or a version that does not go with the others
     reason = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
-    raise ImportError("the packages cannot be imported (%s): %s" % (reason[-1].strip(), INSTALL))
+    raise InputError("the packages cannot be imported (%s): %s" % (reason[-1].strip(), INSTALL))
 finally:
-    getattr(gc, 'freeze', lambda: None)()    # what is there now stays; CPython 3.6 cannot be told
+    getattr(gc, 'freeze', lambda: None)()    # what is there now stays; CPython 3.6 has no such function
     gc.enable()
 
 tf.disable_eager_execution()
@@ -102,6 +101,6 @@ def gpu_count():
 
 
 def need_version_2(what):
-    """Raises Unsupported on TensorFlow 1."""
+    """Raises InputError on TensorFlow 1."""
     if _version(tensorflow) < (2, 0):
-        raise Unsupported("%s needs TensorFlow 2, this is %s: %s" % (what, TENSORFLOW_VERSION, INSTALL))
+        raise InputError("%s needs TensorFlow 2, this is %s: %s" % (what, TENSORFLOW_VERSION, INSTALL))

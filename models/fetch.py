@@ -4,9 +4,9 @@
     python models/fetch.py --from DIR    # take the two files from DIR instead
     python models/fetch.py --verify      # verify what is in models/
 """
-import argparse
 import hashlib
 import http.client
+import importlib.util
 import json
 import os
 import shutil
@@ -14,14 +14,13 @@ import sys
 import urllib.error
 import urllib.request
 
-from tqdm import tqdm
+# So that this script runs from any folder.
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from command_line import InputError, Parser, number, quiet_tensorpack, run, sync
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 BLOCK = 1 << 16
-
-
-class FetchError(Exception):
-    """The checkpoint cannot be had, or is not the right one. The message is one line that says what to do."""
 
 
 def git_blob(path):
@@ -34,34 +33,44 @@ def git_blob(path):
 
 
 def read_manifest(path):
-    """What is published of a checkpoint: ``checkpoint``, its ``files`` and the ``expected`` result. Raises ValueError."""
-    with open(path) as f:
-        manifest = json.load(f)
+    """What is published of a checkpoint: ``checkpoint``, its ``files`` and the ``expected`` result. Raises InputError, OSError."""
     try:
+        with open(path, encoding='utf-8') as f:
+            manifest = json.load(f)
         for entry in manifest['files']:
             entry['name'], entry['bytes'], entry['git_blob']
         manifest['checkpoint'], [manifest['expected'][name] for name in ('images', 'wrong_top1', 'wrong_top5')]
-    except (KeyError, TypeError):
-        raise ValueError("%s is no manifest of a checkpoint, such as models/published.json" % path)
+    except (KeyError, TypeError, ValueError):    # a key is missing, a list or a text stands for an object, or it is not JSON
+        raise InputError("%s is not a manifest of a checkpoint, such as models/published.json" % path)
     return manifest
 
 
+def check_packages():
+    """Raises ModuleNotFoundError if a package is missing that is needed after the download."""
+    for package in ('tqdm', 'tensorflow', 'tensorpack'):
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(name=package)
+
+
 def check_blob(path, entry):
-    """Raises FetchError if the file is not the one of manifest entry `entry`."""
+    """Raises InputError if the file is not the one of manifest entry `entry`."""
     if not os.path.isfile(path):
-        raise FetchError("%s is missing" % path)
+        raise InputError("%s is missing" % path)
     found = git_blob(path)
     if found != entry['git_blob']:
-        raise FetchError("%s is not the published file: %d bytes with git blob id %s, not %d with %s"
+        raise InputError("%s is not the published file: %d bytes with git blob id %s, not %d with %s"
                          % (path, os.path.getsize(path), found, entry['bytes'], entry['git_blob']))
 
 
 def download(entry, path, timeout):
-    """Downloads the rest of what `path` has of a file already.
+    """Downloads the rest of a file that `path` has the start of, or all of it.
 
     Raises:
-        FetchError: the server does not answer, refuses, stalls for `timeout` seconds or ends early. What came is kept.
+        InputError: the server does not answer, refuses, stalls for `timeout` seconds or ends early. What came is kept.
     """
+    from tqdm import tqdm
+    if 'address' not in entry:
+        raise InputError("the manifest has no address of %s" % entry['name'])
     have = os.path.getsize(path) if os.path.exists(path) else 0
     request = urllib.request.Request(entry['address'], headers={'Range': 'bytes=%d-' % have} if have else {})
     try:
@@ -74,14 +83,14 @@ def download(entry, path, timeout):
                 while f.tell() < entry['bytes']:    # whatever else the server would send
                     block = response.read(min(BLOCK, entry['bytes'] - f.tell()))
                     if not block:
-                        raise FetchError("%s ended after %d of %d bytes: run this again to go on"
+                        raise InputError("%s ended after %d of %d bytes: run this again to continue"
                                          % (entry['address'], f.tell(), entry['bytes']))
                     f.write(block)
                     bar.update(len(block))
     except urllib.error.HTTPError as error:
-        raise FetchError("%s: the server says %d %s" % (entry['address'], error.code, error.reason))
-    except (OSError, http.client.HTTPException) as error:
-        raise FetchError("%s cannot be downloaded (%s)" % (entry['address'], getattr(error, 'reason', None) or error))
+        raise InputError("%s: the server answers %d %s" % (entry['address'], error.code, error.reason))
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise InputError("%s cannot be downloaded (%s)" % (entry['address'], getattr(error, 'reason', None) or error))
 
 
 def obtain(entry, path, timeout):
@@ -91,7 +100,7 @@ def obtain(entry, path, timeout):
         download(entry, path, timeout)
     try:
         check_blob(path, entry)
-    except FetchError:
+    except InputError:
         os.remove(path)
         if not resumed:
             raise
@@ -102,27 +111,25 @@ def verify_tensors(prefix):
     """Reads every tensor of the checkpoint and compares all variables with GhostNet's graph.
 
     Raises:
-        FetchError: a tensor has the wrong CRC, or a variable is missing, extra or of another shape.
+        InputError: a tensor has the wrong CRC, or a variable is missing, extra or of another shape.
         ImportError: TensorFlow or another package is missing.
     """
-    sys.path.insert(0, os.path.dirname(HERE))
-    from tf_compat import tf    # only here, for it takes seconds
-    from ghostnet import GhostNet
-    from imagenet_utils import CheckpointRestore, InputError, quiet_logger
+    from tf_compat import tf  # only here, for it takes seconds
+
     from tensorpack.tfutils.tower import PredictTowerContext
-    quiet_logger()
-    try:
-        restore = CheckpointRestore(prefix)
-        with tf.Graph().as_default(), PredictTowerContext(''):
-            GhostNet().get_logits(tf.placeholder(tf.uint8, [None, 224, 224, 3]))
-            restore._setup_graph()
-    except InputError as error:
-        raise FetchError(error)
+
+    from checkpoints import CheckpointRestore
+    from ghostnet import GhostNet
+    quiet_tensorpack()
+    restore = CheckpointRestore(prefix)
+    with tf.Graph().as_default(), PredictTowerContext(''):
+        GhostNet().get_logits(tf.placeholder(tf.uint8, [None, 224, 224, 3]))
+        restore.compare_with_graph()
     print("%s: all %d variables are sound and fit GhostNet" % (prefix, len(restore.values)))
 
 
 def verify(manifest, folder):
-    """Verifies the checkpoint in `folder` wholly. Raises what `verify_tensors` does, and FetchError."""
+    """Verifies the checkpoint in `folder`: bytes, tensors and variables. Raises what `check_blob` and `verify_tensors` do."""
     for entry in manifest['files']:
         check_blob(os.path.join(folder, entry['name']), entry)
         print("%s: git blob id %s, as published" % (os.path.join(folder, entry['name']), entry['git_blob']))
@@ -145,40 +152,37 @@ def fetch(manifest, folder, source, timeout):
         verify(manifest, work)
     for entry in manifest['files']:
         path = os.path.join(work, entry['name'])
-        with open(path, 'rb+') as f:
-            os.fsync(f.fileno())
+        sync(path)
         os.replace(path, os.path.join(folder, entry['name']))
     shutil.rmtree(work)
     print("--load %s" % os.path.join(folder, manifest['checkpoint']))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse_args():
+    parser = Parser(prog='fetch.py', description=__doc__.splitlines()[0])
     parser.add_argument('--from', dest='source', metavar='DIR', help="take the two files from there instead")
     parser.add_argument('--verify', action='store_true', help="verify what is there, and change nothing")
     parser.add_argument('--to', metavar='DIR', default=HERE, help="where the checkpoint goes, or is (default: %(default)s)")
     parser.add_argument('--manifest', metavar='FILE', default=os.path.join(HERE, 'published.json'),
                         help="which checkpoint (default: %(default)s)")
-    parser.add_argument('--timeout', type=float, metavar='SECONDS', default=60, help="for a server that stalls (default: 60)")
-    args = parser.parse_args()
+    parser.add_argument('--timeout', type=number(float, lambda seconds: seconds > 0, "a positive number of seconds"),
+                        metavar='SECONDS', default=60, help="for a server that stalls (default: 60)")
+    return parser.parse_args()
+
+
+def main(args):
+    manifest = read_manifest(args.manifest)
+    check_packages()
     try:
-        manifest = read_manifest(args.manifest)
         if args.verify:
             verify(manifest, args.to)
         else:
             fetch(manifest, args.to, args.source, args.timeout)
-    except FetchError as error:
+    except InputError as error:
         by_hand = '' if args.source or args.verify else "; or get %s by other means and use --from DIR" % ' and '.join(
-            entry['address'] for entry in manifest['files'])
-        return "fetch.py: %s%s" % (error, by_hand)
-    except (ImportError, OSError, ValueError) as error:
-        return "fetch.py: %s" % error
-    except KeyboardInterrupt:
-        sys.exit(130)
+            entry.get('address', entry['name']) for entry in manifest['files'])
+        raise InputError("%s%s" % (error, by_hand))
 
 
 if __name__ == '__main__':
-    message = main()
-    if message is not None:
-        sys.stderr.write(message + "\n")
-        sys.exit(2)
+    run(main, parse_args(), 'fetch.py', target='fetch')

@@ -10,24 +10,17 @@ images on one core in TFLite, over multiply-adds. Those whose packages (requirem
 import argparse
 import collections
 import concurrent.futures
+import contextlib
+import functools
 import json
 import os
-import resource
-import subprocess
 import sys
 import tempfile
-import time
 
-import numpy as np
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))    # python tools/bench.py works too
 
-from command_line import InputError, Parser, check_writable, cores, number, run, whole_file
+from command_line import InputError, Parser, atomic_write, check_writable, cores, quiet_tensorpack, run, run_module, up_to
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-ENGINES = ('tensorpack', 'frozen', 'tflite')
-PEERS = ('TensorFlow, frozen graph', 'ONNX Runtime', 'OpenVINO', 'PyTorch (timm)')
-WORKERS = ', a worker a core'
-GHOSTNETS = (0.5, 1.0, 1.3)
-MOBILENETS = (('Small', 0.75), ('Small', 1.0), ('Large', 0.75), ('Large', 1.0))
 SECONDS = 3    # that the network alone, and reading alone, are measured
 
 
@@ -35,11 +28,13 @@ SECONDS = 3    # that the network alone, and reading alone, are measured
 
 def network(load):
     """The network and what gives it its weights: a checkpoint, or chance at width 1.0."""
-    from tensorpack.tfutils import SessionInit
     from tf_compat import tf
-    from ghostnet import GhostNet, of_checkpoint
-    from imagenet_utils import CheckpointRestore, quiet_logger
-    quiet_logger()
+
+    from tensorpack.tfutils import SessionInit
+
+    from checkpoints import CheckpointRestore
+    from ghostnet import GhostNet, from_checkpoint
+    quiet_tensorpack()
 
     class Initial(SessionInit):
         def _setup_graph(self):
@@ -50,61 +45,48 @@ def network(load):
     if load is None:
         return GhostNet, Initial()
     restore = CheckpointRestore(load)
-    return lambda: of_checkpoint(restore), restore
+    return lambda: from_checkpoint(restore), restore
 
 
 def make_graph(args):
     """Writes the frozen graph, and where its packages are, an ONNX model, into the folder `args.graphs`."""
-    from engines import frozen_graph
+    from evaluation.engines import frozen_graph
     make, restore = network(args.load)
     path = os.path.join(args.graphs, 'ghostnet.pb')
     with open(path, 'wb') as f:
         f.write(frozen_graph(make(), restore, cores()).as_graph_def().SerializeToString())
-    subprocess.run([sys.executable, '-m', 'tools.convert', 'onnx', path, os.path.join(args.graphs, 'ghostnet.onnx'), 'logits'],
-                   cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with contextlib.suppress(InputError):    # ONNX Runtime and OpenVINO are then reported as not measured
+        run_module('tools.export.formats', 'onnx', path, os.path.join(args.graphs, 'ghostnet.onnx'), 'logits')
 
 
 def throughput(end_to_end, compute, read, count):
     """Images/s of three functions without arguments that each handle `count` images, and MB."""
-    def rate(function, seconds):
-        function()
-        start, calls = time.perf_counter(), 0
-        while calls == 0 or time.perf_counter() - start < seconds:
-            function()
-            calls += 1
-        return calls * count / (time.perf_counter() - start)
-    result = {'network': rate(compute, SECONDS), 'read': rate(read, SECONDS), 'end to end': rate(end_to_end, 0)}
+    import resource  # which Windows lacks
+
+    from evaluation.throughput import images_per_second
+    result = {'network': images_per_second(compute, count, SECONDS), 'read': images_per_second(read, count, SECONDS),
+              'end to end': images_per_second(end_to_end, count, 0)}
     return dict(result, MB=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def engine(name, args):
-    from engines import evaluate, in_order, make_engine
-    from imagenet_utils import eval_images
-    make, restore = network(args.load)
-    model = make()
+    """One of the engines of main.py, run as main.py runs it."""
+    network_of, restore = network(args.load)
+    from augmentation import eval_images
+    from evaluation.engines import make_engine
+    from evaluation.evaluate import evaluate
+    from imagenet_utils import in_order
+    model = network_of()
     made = make_engine(name, model, restore, args.jobs, [])
     images = [[path, 0] for path in args.files]
     batches = [args.files[i:i + made.batch] for i in range(0, len(images), made.batch)]
     pictures = eval_images((args.files * made.batch)[:made.batch])
+
+    def drain(function):
+        for _ in in_order(function, batches, args.jobs):
+            pass
     return throughput(lambda: evaluate(made, model, images, None, args.jobs, keep_logits=False),
-                      lambda: [0 for _ in in_order(lambda files: made.call(pictures[:len(files)]), batches, args.jobs)],
-                      lambda: [0 for _ in in_order(eval_images, batches, args.jobs)], len(images))
-
-
-def read(paths):
-    """As imagenet_utils preprocesses for evaluation, in a process without TensorFlow: uint8 (N, 224, 224, 3) BGR."""
-    import cv2
-    cv2.ipp.setUseIPP(False)
-    cv2.setNumThreads(0)
-    images = []
-    for path in paths:
-        image = cv2.imread(path)
-        scale = 256 / min(image.shape[:2])
-        image = cv2.resize(image, (max(256, int(image.shape[1] * scale + 0.5)), max(256, int(image.shape[0] * scale + 0.5))),
-                           interpolation=cv2.INTER_CUBIC)
-        y, x = (image.shape[0] - 224) // 2, (image.shape[1] - 224) // 2
-        images.append(image[y:y + 224, x:x + 224])
-    return np.stack(images)
+                      lambda: drain(lambda files: made.call(pictures[:len(files)])), lambda: drain(eval_images), len(images))
 
 
 def tensorflow_call(args, threads):
@@ -125,6 +107,7 @@ def onnxruntime_call(args, threads):
 
 
 def openvino_call(args, threads):
+    import numpy as np
     import openvino
     model = openvino.Core().read_model(os.path.join(args.graphs, 'ghostnet.onnx'))
     model.reshape([args.batch, 224, 224, 3])    # faster than any size
@@ -141,6 +124,7 @@ def openvino_call(args, threads):
 
 
 def pytorch_call(args, threads):
+    import numpy as np
     import timm
     import torch
     torch.set_num_threads(threads)
@@ -154,37 +138,39 @@ def pytorch_call(args, threads):
     return call
 
 
-CALLS = dict(zip(PEERS, (tensorflow_call, onnxruntime_call, openvino_call, pytorch_call)))
-
-
-def peer(name, args):
-    workers = name.endswith(WORKERS)
-    call = CALLS[name[:-len(WORKERS)] if workers else name](args, 1 if workers else args.jobs)
+def peer(make_call, one_core_each, args):
+    """Another runtime: all its cores for one batch at a time, or a worker a core."""
+    from augmentation import eval_images
+    call = make_call(args, 1 if one_core_each else args.jobs)
     batches = [args.files[i:i + args.batch] for i in range(0, len(args.files), args.batch)]
-    pictures = read((args.files * args.batch)[:args.batch])
-    pool = concurrent.futures.ThreadPoolExecutor(args.jobs if workers else 1)
+    pictures = eval_images((args.files * args.batch)[:args.batch])
+    pool = concurrent.futures.ThreadPoolExecutor(args.jobs if one_core_each else 1)
 
     def each(function):
         return lambda: [0 for _ in pool.map(function, batches)]
-    return throughput(each(lambda files: len(call(read(files)))), each(lambda files: len(call(pictures[:len(files)]))), each(read),
-                      len(args.files))
+    return throughput(each(lambda files: len(call(eval_images(files)))), each(lambda files: len(call(pictures[:len(files)]))),
+                      each(eval_images), len(args.files))
 
 
-def median_latency(call, size):
-    from tools.runtimes import latency
-    return 1e3 * latency(call, np.random.RandomState(0).randint(0, 256, (1, size, size, 3)).astype(np.uint8))
+def picture_latency(call, size):
+    """Median latency of a function for one picture of `size` x `size` pixels, in ms."""
+    import numpy as np
+
+    from evaluation.throughput import latency
+    picture = np.random.RandomState(0).randint(0, 256, (1, size, size, 3)).astype(np.uint8)
+    return 1e3 * latency(lambda: call(picture))
 
 
-def ghostnet(width, args):
-    from engines import tflite_engine
-    from ghostnet import GhostNet, layer_costs
+def ghostnet(width):
     _, initial = network(None)
+    from evaluation.engines import tflite_engine
+    from ghostnet import GhostNet, layer_costs
     model = GhostNet(width=width)
     return {'multiply-adds': sum(cost for _, cost, _ in layer_costs(model)) / 1e6,
-            'ms': median_latency(tflite_engine(model, initial, 1).call, 224)}
+            'ms': picture_latency(tflite_engine(model, initial, 1).call, 224)}
 
 
-def mobilenet(size, alpha, args):
+def mobilenet(size, alpha):
     import tensorflow as tf
     model = getattr(tf.keras.applications, 'MobileNetV3' + size)((224, 224, 3), alpha, weights=None)
     costs = 0
@@ -199,35 +185,40 @@ def mobilenet(size, alpha, args):
     def call(images):
         interpreter.set_tensor(source['index'], images.astype(source['dtype']))
         interpreter.invoke()
-    return {'multiply-adds': costs / 1e6, 'ms': median_latency(call, 224)}
+    return {'multiply-adds': costs / 1e6, 'ms': picture_latency(call, 224)}
 
 
-def measure(name, args):
-    """One of the measurements: a dict."""
-    kind, _, rest = name.partition(' ')
-    if name in ENGINES:
-        return engine(name, args)
-    if kind == 'GhostNet':
-        return ghostnet(float(rest), args)
-    if kind.startswith('MobileNetV3'):
-        return mobilenet(kind[len('MobileNetV3-'):], float(rest), args)
-    return peer(name, args)
+# What is measured: {name in the table: function of args}. Some need TensorFlow as version 2 is by default, or must not have it, so
+# that each runs in a process that has not imported tf_compat.
+ENGINES = ('tensorpack', 'frozen', 'tflite')
+PEERS = collections.OrderedDict([('TensorFlow, frozen graph', tensorflow_call), ('ONNX Runtime', onnxruntime_call),
+                                 ('OpenVINO', openvino_call), ('PyTorch (timm)', pytorch_call)])
+THROUGHPUTS = collections.OrderedDict((name, functools.partial(engine, name)) for name in ENGINES)
+for _name, _call in PEERS.items():
+    THROUGHPUTS[_name] = functools.partial(peer, _call, False)
+for _name in list(PEERS)[1:]:
+    THROUGHPUTS[_name + ', a worker a core'] = functools.partial(peer, PEERS[_name], True)
+LATENCIES = collections.OrderedDict()
+for _width in (0.5, 1.0, 1.3):
+    LATENCIES['GhostNet %g' % _width] = lambda args, width=_width: ghostnet(width)
+for _size, _alpha in (('Small', 0.75), ('Small', 1.0), ('Large', 0.75), ('Large', 1.0)):
+    LATENCIES['MobileNetV3-%s %g' % (_size, _alpha)] = lambda args, size=_size, alpha=_alpha: mobilenet(size, alpha)
 
 
 # ---------------------------------------------------------------------------------------------------------------- the run
 
-def child(args, name, flags):
-    """What a measurement in a process of its own gives, or a str, the last line of what it said."""
-    command = [sys.executable, '-m', 'tools.bench', '--child', name] + flags
-    process = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
-    if process.returncode:
-        return (process.stderr.strip().splitlines() or ['status %d' % process.returncode])[-1][:200]
-    return json.loads(process.stdout.splitlines()[-1]) if process.stdout.strip() else {}
+def measure(name, flags):
+    """What a measurement gives in a process of its own: a dict, or a str, the reason why there is none."""
+    try:
+        said = run_module('tools.bench', '--child', name, *flags).splitlines()
+    except InputError as error:
+        return str(error)
+    return json.loads(said[-1]) if said else 'it printed no result'
 
 
 def listed(data_dir, count):
-    """`count` paths of validation images of a tree, again from the first one if it has fewer. Raises InputError: see read_images."""
-    from imagenet_utils import read_images
+    """`count` paths of a tree's validation images, again from the first one if it has fewer. Raises InputError: ``read_images``."""
+    from dataset import read_images
     paths = [os.path.abspath(path) for path, _ in read_images(data_dir, 'val')]
     return (paths * (-(-count // len(paths))))[:count]
 
@@ -260,48 +251,64 @@ def plot(rates, latencies, path):
     if families:
         right.legend()
     figure.tight_layout()
-    with whole_file(path) as f:
+    with atomic_write(path) as f:
         figure.savefig(f, format='png', dpi=100)
 
 
+def selected(names, only):
+    return [name for name in names if only is None or name.startswith(tuple(only))]
+
+
 def bench(args):
-    import tabulate
+    import tf_compat  # noqa: F401  (so that it is reported now if a package is missing)
     if args.plot is not None:
-        import matplotlib    # noqa: F401  (so that it is told now if it is missing)
+        import matplotlib  # noqa: F401  (likewise)
         check_writable(args.plot)
     files = listed(args.data_dir, args.images)
     if args.load is not None:
-        network(args.load)    # tells here if it cannot be read
-    names, networks = ([name for name in group if args.only is None or name.startswith(tuple(args.only))] for group in (
-        ENGINES + PEERS + tuple(peer + WORKERS for peer in PEERS[1:]),
-        ['GhostNet %g' % width for width in GHOSTNETS] + ['MobileNetV3-%s %g' % net for net in MOBILENETS]))
+        network(args.load)    # reports it if the checkpoint cannot be read
+    names, networks = selected(THROUGHPUTS, args.only), selected(LATENCIES, args.only)
     if not names + networks:
         raise InputError("--only names nothing that is measured: see the names without it")
-    measured, missing = collections.OrderedDict((name, []) for name in names), collections.OrderedDict()
     with tempfile.TemporaryDirectory() as graphs:
-        flags = ['--data_dir', args.data_dir, '--graphs', graphs, '--jobs', str(args.jobs), '--batch', str(args.batch)]
-        flags += [] if args.load is None else ['--load', os.path.abspath(args.load)]
-        with open(os.path.join(graphs, 'files'), 'w') as f:
-            json.dump(files, f)
-        error = child(args, 'make', flags)
-        if isinstance(error, str):
-            raise InputError(error)
-        for _ in range(args.rounds):
-            for name in names:
-                result = child(args, name, flags) if name not in missing else ''
+        rates, latencies, missing = measure_all(args, names, networks, files, graphs)
+    print_results(args, rates, latencies, missing)
+    if args.plot is not None:
+        plot(rates, latencies, args.plot)
+
+
+def measure_all(args, names, networks, files, graphs):
+    """The medians of the throughputs, {name: {what: number}}; the latencies, likewise; and what is missing, {name: reason}."""
+    import numpy as np
+    flags = ['--data_dir', args.data_dir, '--graphs', graphs, '--jobs', str(args.jobs), '--batch', str(args.batch)]
+    if args.load is not None:
+        flags += ['--load', os.path.abspath(args.load)]
+    with open(os.path.join(graphs, 'files'), 'w') as f:
+        json.dump(files, f)
+    run_module('tools.bench', '--child', 'make', *flags)
+    measured = collections.OrderedDict((name, []) for name in names)
+    latencies, missing = collections.OrderedDict(), collections.OrderedDict()
+    for _ in range(args.rounds):
+        for name in names:
+            if name not in missing:
+                result = measure(name, flags)
                 if isinstance(result, dict):
                     measured[name].append(result)
                 else:
-                    missing.setdefault(name, result)
-        latencies = collections.OrderedDict()
-        for name in networks:
-            result = child(args, name, flags)
-            (latencies if isinstance(result, dict) else missing)[name] = result
+                    missing[name] = result
+    for name in networks:
+        result = measure(name, flags)
+        (latencies if isinstance(result, dict) else missing)[name] = result
     rates = collections.OrderedDict((name, {key: float(np.median([result[key] for result in results])) for key in results[0]})
                                     for name, results in measured.items() if results)
-    fastest = max([rates[name]['end to end'] for name in rates if name not in ENGINES] or [np.nan])
+    return rates, latencies, missing
+
+
+def print_results(args, rates, latencies, missing):
+    import tabulate
     if rates:
-        print("%d images a round, %d rounds, %d cores; others in batches of %d" % (len(files), args.rounds, args.jobs, args.batch))
+        fastest = max([row['end to end'] for name, row in rates.items() if name not in ENGINES] or [float('nan')])
+        print("%d images a round, %d rounds, %d cores; others in batches of %d" % (args.images, args.rounds, args.jobs, args.batch))
         print(tabulate.tabulate(
             [(name,) + tuple('%.0f' % row[key] for key in ('end to end', 'network', 'read', 'MB')) + (
                 '%.2f' % (row['end to end'] / fastest),) for name, row in rates.items()],
@@ -309,24 +316,21 @@ def bench(args):
             disable_numparse=True, colalign=('left',) + ('right',) * 5))
     if latencies:
         print()
-        print(tabulate.tabulate([(name, '%.1f M' % row['multiply-adds'], '%.2f' % row['ms']) for name, row in latencies.items()],
-                                headers=('', 'multiply-adds', 'ms an image'), disable_numparse=True, colalign=('left', 'right', 'right')))
-    for name, error in missing.items():
-        print("%s: not measured (%s)" % (name, error))
-    if args.plot is not None:
-        plot(rates, latencies, args.plot)
+        rows = [(name, '%.1f M' % row['multiply-adds'], '%.2f' % row['ms']) for name, row in latencies.items()]
+        print(tabulate.tabulate(rows, headers=('', 'multiply-adds', 'ms an image'), disable_numparse=True,
+                                colalign=('left', 'right', 'right')))
+    for name, reason in missing.items():
+        print("%s: not measured (%s)" % (name, reason))
 
 
 def parse_args():
-    positive = number(int, lambda n: 0 < n <= 100000, "an integer from 1 to 100000")
-    to_1024 = number(int, lambda n: 0 < n <= 1024, "an integer from 1 to 1024")
     parser = Parser(prog='bench', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data_dir', required=True, help="ILSVRC12 tree, of some hundred photographs at least")
     parser.add_argument('--load', help="checkpoint (default: GhostNet 1.0 with random weights)")
-    parser.add_argument('--images', type=positive, default=1000, help="images a round, of the tree, repeated if it has fewer")
-    parser.add_argument('--rounds', type=positive, default=3, help="how often each is measured")
-    parser.add_argument('--jobs', type=to_1024, default=cores(), help="cores to use (default: all)")
-    parser.add_argument('--batch', type=to_1024, default=8, help="images a call of the other runtimes")
+    parser.add_argument('--images', type=up_to(100000), default=1000, help="images a round, of the tree, repeated if it has fewer")
+    parser.add_argument('--rounds', type=up_to(100000), default=3, help="how often each is measured")
+    parser.add_argument('--jobs', type=up_to(1024), default=cores(), help="cores to use (default: all)")
+    parser.add_argument('--batch', type=up_to(1024), default=8, help="images a call of the other runtimes")
     parser.add_argument('--only', nargs='+', metavar='NAME', help="measure these alone, such as tflite or OpenVINO")
     parser.add_argument('--plot', metavar='FILE.png', help="draw the results there")
     parser.add_argument('--child', help=argparse.SUPPRESS)
@@ -339,12 +343,10 @@ def run_child(args):
         return make_graph(args)
     with open(os.path.join(args.graphs, 'files')) as f:
         args.files = json.load(f)
-    print(json.dumps(measure(args.child, args)))
+    measured = THROUGHPUTS.get(args.child) or LATENCIES[args.child]
+    print(json.dumps(measured(args)))
 
 
 if __name__ == '__main__':
     arguments = parse_args()
-    if arguments.child and arguments.child not in ENGINES + ('make',):    # others must not have TensorFlow besides, or another mode of it
-        run_child(arguments)
-    else:
-        run(run_child if arguments.child else bench, arguments, 'bench')
+    run(run_child if arguments.child else bench, arguments, 'bench')

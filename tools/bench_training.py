@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Measures training on this machine: the dataflow alone, the bare graph, main.py --train, and PyTorch's step where it is installed.
 
     python -m tools.bench_training --data_dir <ILSVRC12 tree>
@@ -6,44 +5,41 @@
 The measurements take turns, in several rounds of one run, since machines are noisy: what counts is the ratio.
 """
 import argparse
+import collections
+import functools
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
 
-import numpy as np
-import tabulate
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))    # python tools/bench_training.py works too
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-
-def rate(step, batch, seconds):
-    """Images/s of a function that handles `batch` images a call, over at least `seconds`, after a first call."""
-    step()
-    start, calls = time.time(), 0
-    while time.time() - start < seconds:
-        step()
-        calls += 1
-    return calls * batch / (time.time() - start)
+from command_line import ROOT, InputError, Parser, cores, number, positive, run, run_module
 
 
 def dataflow(args):
-    import imagenet_utils
-    from command_line import cores
-    images = imagenet_utils.read_images(args.data_dir, 'train')
-    ds = imagenet_utils.train_dataflow(imagenet_utils.ShuffledImages(images, 0, args.batch), 0.08, cores())
+    from tf_compat import tf  # noqa: F401
+
+    from dataset import read_images
+    from evaluation.throughput import images_per_second
+    from imagenet_utils import ShuffledImages, train_dataflow
+    from recipe import smallest_area
+    ds = train_dataflow(ShuffledImages(read_images(args.data_dir, 'train'), 0, args.batch), smallest_area(1), cores())
     ds.reset_state()
     batches = iter(ds)
-    return rate(lambda: next(batches), args.batch, args.seconds)
+    return images_per_second(lambda: next(batches), args.batch, args.seconds)
 
 
 def bare_graph(args):
+    from tf_compat import tf
+
+    import numpy as np
+    from tensorpack.tfutils.tower import TrainTowerContext
+
+    from evaluation.throughput import images_per_second
     from ghostnet import GhostNet
     from imagenet_utils import session_creator
-    from tensorpack.tfutils.tower import TrainTowerContext
-    from tf_compat import tf
     model = GhostNet()
     images = np.random.RandomState(0).randint(0, 256, (args.batch, 224, 224, 3)).astype(np.uint8)
     with tf.Graph().as_default():
@@ -53,23 +49,26 @@ def bare_graph(args):
         step = tf.group(step, *tf.get_collection(tf.GraphKeys.UPDATE_OPS))
         session = session_creator().create_session()
         session.run(tf.global_variables_initializer())
-        return rate(lambda: session.run(step), args.batch, args.seconds)
+        return images_per_second(lambda: session.run(step), args.batch, args.seconds)
 
 
 def main_train(args):
     with tempfile.TemporaryDirectory() as log_dir:
         # The first epoch starts everything up.
-        run = subprocess.run([sys.executable, os.path.join(ROOT, 'main.py'), '--train', '--data_dir', args.data_dir, '--batch',
-                              str(args.batch), '--epochs', '3', '--log_dir', log_dir], stdout=subprocess.DEVNULL)
-        if run.returncode != 0:
-            sys.exit("bench_training: main.py --train failed")
+        training = subprocess.run([sys.executable, os.path.join(ROOT, 'main.py'), '--train', '--data_dir', args.data_dir, '--batch',
+                                   str(args.batch), '--epochs', '3', '--log_dir', log_dir], stdout=subprocess.DEVNULL)
+        if training.returncode != 0:
+            raise InputError("main.py --train failed")
         with open(os.path.join(log_dir, 'stats.json')) as f:
-            return np.mean([entry['images-per-second'] for entry in json.load(f)[1:]])
+            rates = [entry['images-per-second'] for entry in json.load(f)[1:]]
+        return sum(rates) / len(rates)
 
 
-def pytorch(args, channels_last):
+def pytorch(channels_last, args):
     import timm
     import torch
+
+    from evaluation.throughput import images_per_second
     memory = torch.channels_last if channels_last else torch.contiguous_format
     model = timm.create_model('ghostnet_100').train().to(memory_format=memory)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=4e-5)
@@ -80,40 +79,55 @@ def pytorch(args, channels_last):
         optimizer.zero_grad()
         loss(model(image), label).backward()
         optimizer.step()
-    return rate(step, args.batch, args.seconds)
+    return images_per_second(step, args.batch, args.seconds)
 
 
-MEASURED = {
-    'dataflow': dataflow, 'bare graph': bare_graph, 'main.py --train': main_train,
-    'PyTorch (timm), bare step': lambda args: pytorch(args, False),
-    'PyTorch (timm), bare step, channels last': lambda args: pytorch(args, True)}
+MEASURED = collections.OrderedDict([
+    ('dataflow', dataflow), ('bare graph', bare_graph), ('main.py --train', main_train),
+    ('PyTorch (timm), bare step', functools.partial(pytorch, False)),
+    ('PyTorch (timm), bare step, channels last', functools.partial(pytorch, True))])
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--data_dir', required=True, help="ILSVRC12 tree, of some hundred photographs at least")
-    parser.add_argument('--batch', type=int, default=32, help="images a step")
-    parser.add_argument('--seconds', type=float, default=15, help="for each measurement")
-    parser.add_argument('--rounds', type=int, default=3, help="how often each is measured")
-    parser.add_argument('--measure', choices=sorted(MEASURED), help="measure this alone, and print the images/s")
-    args = parser.parse_args()
+def measure_all(args):
+    """Images/s of each round, {name: list}, each measured in a process of its own; and what is missing, {name: reason}."""
+    rates, missing = collections.OrderedDict(), collections.OrderedDict()
+    flags = ['--data_dir', args.data_dir, '--batch', args.batch, '--seconds', args.seconds]
+    for _ in range(args.rounds):
+        for name in MEASURED:
+            if name not in missing:
+                try:
+                    printed = run_module('tools.bench_training', '--measure', name, *flags).split()
+                    rates.setdefault(name, []).append(float(printed[-1]))
+                except (InputError, IndexError, ValueError) as error:
+                    missing[name] = str(error) if isinstance(error, InputError) else "it printed no rate"
+                    rates.pop(name, None)
+    return rates, missing
+
+
+def main(args):
     if args.measure:
         print(MEASURED[args.measure](args))
         return
-    rates = {}
-    for _ in range(args.rounds):
-        for name in MEASURED:    # each in a process of its own
-            run = subprocess.run([sys.executable, '-m', 'tools.bench_training', '--measure', name, '--data_dir', args.data_dir, '--batch',
-                                  str(args.batch), '--seconds', str(args.seconds)], cwd=ROOT, stdout=subprocess.PIPE,
-                                 stderr=subprocess.PIPE, universal_newlines=True)
-            if run.returncode == 0:
-                rates.setdefault(name, []).append(float(run.stdout.split()[-1]))
-            elif name not in rates:
-                print("%s: not measured (%s)" % (name, run.stderr.splitlines()[-1]))
-    rows = [(name, ' '.join('%.1f' % x for x in values), '%.2f' % (np.median(values) / np.median(rates['bare graph'])))
-            for name, values in rates.items()]
+    import numpy as np
+    import tabulate
+    rates, missing = measure_all(args)
+    bare = np.median(rates['bare graph']) if 'bare graph' in rates else float('nan')
+    rows = [(name, ' '.join('%.1f' % x for x in values), '%.2f' % (np.median(values) / bare)) for name, values in rates.items()]
     print(tabulate.tabulate(rows, headers=('', 'images/s, each round', 'ratio to the bare graph'), disable_numparse=True))
+    for name, reason in missing.items():
+        print("%s: not measured (%s)" % (name, reason))
+
+
+def parse_args():
+    parser = Parser(prog='bench_training', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--data_dir', required=True, help="ILSVRC12 tree, of some hundred photographs at least")
+    parser.add_argument('--batch', type=positive(), default=32, help="images a step")
+    parser.add_argument('--seconds', type=number(float, lambda x: x > 0, "a number above 0"), default=15,
+                        help="for each measurement")
+    parser.add_argument('--rounds', type=positive(), default=3, help="how often each is measured")
+    parser.add_argument('--measure', choices=sorted(MEASURED), help="measure this alone, and print the images/s")
+    return parser.parse_args()
 
 
 if __name__ == '__main__':
-    main()
+    run(main, parse_args(), 'bench_training')

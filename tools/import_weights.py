@@ -11,9 +11,12 @@ import collections
 import os
 import pickle
 import re
+import sys
 import warnings
 
-from command_line import InputError, Parser, check_writable, required, run, whole_file
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))    # python tools/import_weights.py works too
+
+from command_line import InputError, Parser, atomic_write, check_writable, quiet_tensorpack, required, run
 
 # For each library: the variant of the network, how many bottlenecks its stages have, and the names of its modules, a convolution
 # and its BN for each of ours. {} is the place of a bottleneck.
@@ -108,10 +111,13 @@ def to_theirs(variable, value):
 
 def variable_shapes(**options):
     """{variable: shape} of the GhostNet with these options, the steps of its BNs among them."""
-    from ghostnet import GhostNet
-    from imagenet_utils import IMAGE_SIZE, MODEL_VARIABLE
     from tf_compat import tf
+
     from tensorpack.tfutils.tower import PredictTowerContext
+
+    from augmentation import IMAGE_SIZE
+    from checkpoints import MODEL_VARIABLE
+    from ghostnet import GhostNet
     with tf.Graph().as_default(), PredictTowerContext(''):
         GhostNet(**options).get_logits(tf.placeholder(tf.uint8, [1, IMAGE_SIZE, IMAGE_SIZE, 3]))
         shapes = {v.op.name: tuple(v.shape.as_list()) for v in tf.global_variables() if MODEL_VARIABLE.search(v.op.name)}
@@ -121,8 +127,8 @@ def variable_shapes(**options):
 
 def library_shapes(values, library):
     """The options of the one GhostNet of a library that `values`, {variable: array}, may be of, and its `variable_shapes`."""
-    from ghostnet import architecture
-    made_with = architecture({name: value.shape for name, value in values.items()}, library.variant) or {}
+    from ghostnet import infer_architecture
+    made_with = infer_architecture({name: value.shape for name, value in values.items()}, library.variant) or {}
     options = {key: made_with[key] for key in ('num_classes', 'width') if key in made_with}
     return options, variable_shapes(variant=library.variant, **options)
 
@@ -163,13 +169,13 @@ def read_state(path):
         raise InputError("%s is truncated, or has more in it than tensors%s, which is not executed: save model.state_dict()"
                          % (path, ', such as ' + code.group(1) if code else ''))
     except Exception as error:    # RuntimeError, EOFError, SafetensorError and others
-        raise InputError("%s is truncated, or no state dict: get it anew (%s)"
+        raise InputError("%s is truncated, or not a state dict: get it again (%s)"
                          % (path, (str(error) or repr(error)).splitlines()[0][:120]))
     for key in ('state_dict', 'model'):    # where training scripts put it
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(name, str) and hasattr(value, 'shape') for name, value in state.items()):
-        raise InputError("%s is no state dict, {name: tensor}: save model.state_dict()" % path)
+        raise InputError("%s is not a state dict, {name: tensor}: save model.state_dict()" % path)
 
     def array(value):
         if hasattr(value, 'astype'):
@@ -183,7 +189,7 @@ def read_state(path):
 
 
 def import_weights(library, path, out):
-    from imagenet_utils import save_values
+    from checkpoints import save_values
     out = re.sub('[.]index$', '', out)
     if not os.path.basename(out):
         raise InputError("OUT is '%s': name a checkpoint, such as models/timm_checkpoint" % out)
@@ -204,7 +210,8 @@ def import_weights(library, path, out):
 
 def export_weights(library, path, out):
     import numpy as np
-    from imagenet_utils import CheckpointRestore
+
+    from checkpoints import CheckpointRestore
     check_writable(out)
     save = required('safetensors.numpy').save if out.endswith('.safetensors') else None
     torch = None if save else required('torch')
@@ -216,7 +223,7 @@ def export_weights(library, path, out):
     compare({name: value.shape for name, value in restore.values.items()}, shapes, path, 'a GhostNet of ' + library)
     state = {their_name(name, LIBRARIES[library]): np.array(to_theirs(name, value), order='C')
              for name, value in restore.values.items()}
-    with whole_file(out) as f:
+    with atomic_write(out) as f:
         if save:
             f.write(save(state))
         else:
@@ -225,8 +232,8 @@ def export_weights(library, path, out):
 
 
 def main(args):
-    from imagenet_utils import quiet_logger
-    quiet_logger()
+    import tf_compat  # noqa: F401  (before all else that imports TensorFlow)
+    quiet_tensorpack()
     if args.library:
         import_weights(args.library, args.source, args.out)
     else:

@@ -7,10 +7,12 @@ Exit status: 0 for EXACT and for WITHIN the tolerance, 1 for DIFFERENT, 2 where 
 """
 import argparse
 import os
+import sys
 
-from command_line import InputError, Parser, run
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))    # python tools/reproduce.py works too
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from command_line import ROOT, InputError, Parser, cores, quiet_tensorpack, run
+
 PUBLISHED = os.path.join(ROOT, 'models', 'published.json')
 
 
@@ -29,7 +31,8 @@ def parse_args():
     for name, what in (('images', "validation images"), ('wrong_top1', "images wrong by top-1"), ('wrong_top5', "by top-5")):
         parser.add_argument('--' + name, type=count, metavar='N',
                             help="expected %s; with other counts than published, the files may be others too" % what)
-    parser.add_argument('--tolerance', type=count, default=25, metavar='N', help="images that each count may differ by (default: 25)")
+    parser.add_argument('--tolerance', type=count, default=25, metavar='N',
+                        help="images that each count may differ by (default: 25)")
     args = parser.parse_args()
     if (args.wrong_top1 is None) != (args.wrong_top5 is None):
         parser.error("--wrong_top1 and --wrong_top5 go together")
@@ -42,17 +45,18 @@ def reproduce(args):
     Raises:
         InputError: the files are not those published, the tree is not complete, or the evaluation could not run.
     """
+    import tf_compat  # noqa: F401  (before all else that imports TensorFlow)
+
     import tabulate
-    from command_line import cores
-    from engines import evaluate, make_engine
-    from ghostnet import of_checkpoint
-    from imagenet_utils import CheckpointRestore, quiet_logger, read_images, read_synsets
-    from models.fetch import FetchError, check_blob, read_manifest
-    quiet_logger()
-    try:
-        manifest = read_manifest(args.manifest)
-    except ValueError as error:
-        raise InputError(error)
+
+    from checkpoints import CheckpointRestore
+    from dataset import read_images, read_synsets
+    from evaluation.engines import make_engine
+    from evaluation.evaluate import evaluate
+    from ghostnet import from_checkpoint
+    from models.fetch import check_blob, read_manifest
+    quiet_tensorpack()
+    manifest = read_manifest(args.manifest)
     expected = manifest['expected']
     published = args.wrong_top1 is None
     images = read_images(args.data_dir, 'val')
@@ -63,12 +67,9 @@ def reproduce(args):
         raise InputError("the tree %s has %d validation images, not %d" % (args.data_dir, len(images), expected['images']))
     restore = CheckpointRestore(args.load)
     if published:
-        try:
-            for entry in manifest['files']:
-                check_blob(restore.path + entry['name'][len(manifest['checkpoint']):], entry)
-        except FetchError as error:
-            raise InputError(error)
-    model = of_checkpoint(restore, num_classes=len(read_synsets(args.data_dir)))
+        for entry in manifest['files']:
+            check_blob(restore.path + entry['name'][len(manifest['checkpoint']):], entry)
+    model = from_checkpoint(restore, num_classes=len(read_synsets(args.data_dir)))
     engine = make_engine('tensorpack', model, restore, cores(), images)
     measured = evaluate(engine, model, images, None, cores(), keep_logits=False)
 

@@ -5,21 +5,17 @@
 A fifth of them, drawn by scikit-learn's ``train_test_split`` with random state 0, is for validation.
 Pictures are stored as PNG, which every OpenCV decodes to the same pixels.
 """
-import argparse
 import os
 import sys
 
-try:
-    import cv2
-    import numpy as np
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-except ImportError as error:
-    sys.stderr.write("prepare.py: %s: install requirements.txt (requirements-tf1.txt on CPython 3.6)\n" % error)
-    sys.exit(2)
+# So that this script runs from any folder.
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
+from command_line import Parser, atomic_write, run
+
+HERE = os.path.dirname(os.path.abspath(__file__))
 NAMES = ['zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine']
-SYNSETS = ['n%08d' % digit for digit in range(10)]    # no WordNet ids, only of their form
+SYNSETS = ['n%08d' % digit for digit in range(10)]    # not WordNet ids, only of their form
 SIDE = 80
 
 
@@ -28,6 +24,7 @@ def enlarge(digit):
 
     Weights are sixteenths, so that the arithmetic is exact and the pixels the same on every machine.
     """
+    import numpy as np
     digit = np.pad(digit, 1, mode='constant')
     position = np.clip((np.arange(SIDE) + 0.5) * len(digit) / SIDE - 0.5, 0, len(digit) - 1)
     weights = np.maximum(0, 1 - np.abs(position[:, None] - np.arange(len(digit))))
@@ -35,7 +32,10 @@ def enlarge(digit):
 
 
 def prepare(out):
-    """Writes train/, val/ and caffe_ilsvrc12/ into folder `out`; the lists come last, each at once."""
+    """Writes train/, val/ and caffe_ilsvrc12/ into folder `out`; the lists come last. Every file appears when it is whole."""
+    import cv2
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
     data = load_digits()
     train, val = train_test_split(range(len(data.images)), test_size=0.2, random_state=0)
     training = set(train)
@@ -48,22 +48,20 @@ def prepare(out):
             listed, name = 'train.txt', '%s/%s_%d.png' % (SYNSETS[label], SYNSETS[label], number)
         else:
             listed, name = 'val.txt', 'digits_val_%08d.png' % number
-        if not cv2.imwrite(os.path.join(out, listed[:-4], name), enlarge(image)):
-            raise OSError("cannot write %s" % os.path.join(out, listed[:-4], name))
+        with atomic_write(os.path.join(out, listed[:-4], name), durable=False) as f:
+            f.write(cv2.imencode('.png', enlarge(image))[1].tobytes())
         lines[listed].append('%s %d' % (name, label))
     for listed in sorted(lines):
-        path = os.path.join(out, 'caffe_ilsvrc12', listed)
-        with open(path + '.tmp', 'w') as f:
-            f.write('\n'.join(lines[listed]) + '\n')
-        os.replace(path + '.tmp', path)
+        with atomic_write(os.path.join(out, 'caffe_ilsvrc12', listed)) as f:
+            f.write(('\n'.join(lines[listed]) + '\n').encode('ascii'))
     print("%s: %d training and %d validation images of handwritten digits" % (out, len(train), len(val)))
 
 
+def parse_args():
+    parser = Parser(prog='prepare.py', description="Prepare scikit-learn's handwritten digits as an ILSVRC12 tree.")
+    parser.add_argument('--out', default=HERE, help="folder to write into (default: %(default)s)")
+    return parser.parse_args()
+
+
 if __name__ == '__main__':
-    parser = argparse.ArgumentParser(description="Prepare scikit-learn's handwritten digits as an ILSVRC12 tree.")
-    parser.add_argument('--out', default=os.path.dirname(os.path.abspath(__file__)), help="folder to write into")
-    try:
-        prepare(parser.parse_args().out)
-    except OSError as error:
-        sys.stderr.write("prepare.py: %s\n" % error)
-        sys.exit(2)
+    run(lambda args: prepare(args.out), parse_args(), 'prepare.py', target='eval')

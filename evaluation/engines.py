@@ -1,24 +1,18 @@
-"""Evaluation: a checkpoint's network in one of three engines, and the workers that feed it.
-
-A worker reads its images and then computes their logits, on one core; there are as many as cores. So no image waits for another
-thread, no core for one, and no operation is cut into pieces for several cores.
-"""
+"""Engines: a checkpoint's network as a function from images to logits, in Tensorpack, as a frozen graph, or in TFLite."""
 import collections
 import functools
-import sys
-import time
 import warnings
 
-from tf_compat import inter_op_threads, need_version_2, quiet_stderr, tensorflow, tf    # before all else that imports TensorFlow
+from tf_compat import inter_op_threads, need_version_2, quiet_stderr, tensorflow, tf
 
 import numpy as np
-from tensorpack.dataflow import DataFromList
 from tensorpack.predict import OfflinePredictor, PredictConfig
-from tensorpack.utils.utils import get_tqdm
 
-import frozen
+from augmentation import IMAGE_SIZE, eval_images
 from command_line import InputError
-from imagenet_utils import IMAGE_SIZE, MEAN, STD, OrderedThreadMap, eval_images, layout_explained, session_creator
+from evaluation import frozen
+from evaluation.throughput import images_per_second
+from imagenet_utils import MEAN, STD, in_order, layout_explained, session_creator
 
 # `call` is a function from images, uint8 (N, 224, 224, 3) BGR, to logits, float32 (N, classes), for several threads at once.
 # `batch` is how many images a call is best given.
@@ -46,9 +40,9 @@ def tensorpack_engine(model, restore, jobs):
 
 @functools.lru_cache(maxsize=1)    # 'auto' makes two engines of it
 def frozen_graph(model, restore, jobs):
-    """The graph that frozen.py makes of a network and its checkpoint."""
+    """The graph of constants of a network and its checkpoint."""
     with tf.Session(graph=tf.Graph(), config=worker_sessions(jobs).config) as session:
-        graph_def = frozen.freeze(session, frozen.restored(session, model, restore))
+        graph_def = frozen.freeze(session, frozen.build_and_restore(session, model, restore))
     graph = tf.Graph()
     with graph.as_default():
         tf.import_graph_def(graph_def, name='')
@@ -109,11 +103,11 @@ def fastest_engine(model, restore, jobs, images, seconds=0.5):
     for name, make in ENGINES.items():
         try:
             engine = make(model, restore, jobs)
-        except (ImportError, InputError):    # tflite, on TensorFlow 1 or with NCHW
+        except InputError:    # tflite, on TensorFlow 1 or with NCHW
             if not rates:
                 raise
             continue
-        rates[name] = rate(engine, images, jobs, seconds)
+        rates[name] = measure(engine, images, jobs, seconds)
         if rates[name] == max(rates.values()):
             best = engine
     print("engine %s, of %s images/s without reading" % (
@@ -121,18 +115,14 @@ def fastest_engine(model, restore, jobs, images, seconds=0.5):
     return best
 
 
-def rate(engine, images, jobs, seconds):
-    """Images/s of an engine on images that have been read, of `jobs` threads, over at least `seconds` after a first round."""
+def measure(engine, images, jobs, seconds):
+    """Images/s of an engine on `images`, which have been read, with `jobs` threads, over at least `seconds`."""
     batches = [np.resize(images, (engine.batch,) + images.shape[1:])] * (8 * jobs)
 
     def compute():
-        return sum(len(logits) for logits in in_order(engine.call, batches, jobs))
-
-    compute()
-    start, computed = time.time(), 0
-    while time.time() - start < seconds:
-        computed += compute()
-    return computed / (time.time() - start)
+        for _ in in_order(engine.call, batches, jobs):
+            pass
+    return images_per_second(compute, sum(map(len, batches)), seconds)
 
 
 def make_engine(name, model, restore, jobs, images):
@@ -148,55 +138,3 @@ def make_engine(name, model, restore, jobs, images):
         engine = ENGINES[name](model, restore, jobs)
         engine.call(np.zeros([1, IMAGE_SIZE, IMAGE_SIZE, 3], np.uint8))    # Grappler's work is part of making it
         return engine
-
-
-# ------------------------------------------------------------------------------------------------------------ evaluation
-
-def wrong(logits, labels, k):
-    """Which images are not among the `k` most probable classes, bool (N,), by the rule of ``tf.nn.in_top_k``.
-
-    Of classes with equal logits, each counts as the more probable one; where a logit is not finite, all is wrong.
-    """
-    with np.errstate(invalid='ignore'):
-        larger = logits > logits[np.arange(len(labels)), labels][:, np.newaxis]
-    return (larger.sum(1) >= k) | ~np.isfinite(logits).all(1)
-
-
-def in_order(function, items, jobs):
-    """What `function` makes of `items`, in their order, `jobs` at a time, and few kept ready."""
-    return iter(OrderedThreadMap(DataFromList(items, shuffle=False), jobs, function, 4 * jobs))
-
-
-def evaluate(engine, model, images, batch, jobs, read=None, keep_logits=True):
-    """Computes the logits of images, and counts the errors.
-
-    Args:
-        engine (Engine): from ``make_engine``.
-        model (ImageNetModel): its network.
-        images (list of [path, label]): from ``imagenet_utils.read_images``.
-        batch (int): images a call, None for the engine's own; it makes no difference to the result.
-        jobs (int): number of workers, as for the engine.
-        read: function from (first, last + 1) to these images, preprocessed. By default they are read from their files.
-        keep_logits (bool): whether they are wanted, for they take memory.
-    Returns:
-        dict: ``wrong_top1`` and ``wrong_top5`` (counts), ``seconds``, and ``logits``, float32 (N, classes) in the order of `images`.
-    """
-    if read is None:
-        def read(start, end):
-            return eval_images([path for path, _ in images[start:end]])
-    batch = batch or engine.batch
-    spans = [(start, min(start + batch, len(images))) for start in range(0, len(images), batch)]
-    labels = np.array([label for _, label in images])
-    kept, wrong_top1, wrong_top5, start = [], 0, 0, time.time()
-    # Off a terminal, the bar is for long runs.
-    terminal = sys.stderr.isatty()
-    with layout_explained(model), get_tqdm(total=len(images), unit=' images', leave=False, delay=0 if terminal else 10,
-                                           mininterval=0.5 if terminal else 10) as progress:
-        for span, logits in zip(spans, in_order(lambda span: engine.call(read(*span)), spans, jobs)):
-            wrong_top1 += int(wrong(logits, labels[slice(*span)], 1).sum())
-            wrong_top5 += int(wrong(logits, labels[slice(*span)], 5).sum())
-            if keep_logits:
-                kept.append(logits)
-            progress.update(len(logits))
-    result = {'wrong_top1': wrong_top1, 'wrong_top5': wrong_top5, 'seconds': time.time() - start}
-    return dict(result, logits=np.concatenate(kept)) if keep_logits else result

@@ -1,17 +1,17 @@
 """Runs an exported model in the runtime that it is for, and times it. `tools.export` runs it, in a process of its own:
 
-    python -m tools.runtimes FORMAT MODEL IMAGES.npy RESULT.npz OUTPUTS
+    python -m tools.export.runtimes FORMAT MODEL IMAGES.npy RESULT.npz OUTPUTS
 
 RESULT.npz gets what comes out for the images, under the names of the outputs, `latency`, of one image in seconds, and `runtime`,
-its name and version. Each function here takes the path of a model and the names of its outputs, and returns a function from
-images to a list of arrays, and the runtime.
+its name and version. Each of RUNTIMES takes the path of a model and the names of its outputs, and returns a function from images to
+a list of arrays, and the runtime.
 """
 import sys
-import time
 
 import numpy as np
 
 from command_line import cores
+from evaluation.throughput import latency
 
 
 def frozen(path, outputs):
@@ -70,26 +70,19 @@ def keras(path, outputs):
 
 
 def results(call, outputs, images):
-    """What `call` makes of images, 32 at a time: {name of the output: array}."""
+    """What `call` returns for images, 32 at a time: {name of the output: array}."""
     batches = [call(images[i:i + 32]) for i in range(0, len(images), 32)]
     return {name: np.concatenate([batch[i] for batch in batches]) for i, name in enumerate(outputs)}
 
 
-def latency(call, image):
-    """Median time of a call with an image, (1, H, W, 3), in seconds."""
-    times = []
-    for _ in range(60):
-        start = time.perf_counter()
-        call(image)
-        times.append(time.perf_counter() - start)
-    return float(np.median(times[10:]))
+RUNTIMES = {'frozen': frozen, 'savedmodel': savedmodel, 'tflite': tflite, 'onnx': onnx, 'keras': keras}
 
 
 def main(form, path, images, result, outputs):
     outputs = outputs.split(',')
-    call, runtime = globals()[form](path, outputs)
+    call, runtime = RUNTIMES[form](path, outputs)
     images = np.load(images)
-    np.savez(result, latency=latency(call, images[:1]), runtime=runtime, **results(call, outputs, images))
+    np.savez(result, latency=latency(lambda: call(images[:1])), runtime=runtime, **results(call, outputs, images))
 
 
 if __name__ == '__main__':

@@ -1,16 +1,16 @@
 """A checkpoint's network as one graph of constants, with BN folded into the convolutions: what is exported and deployed."""
-from tf_compat import tf    # before all else that imports TensorFlow
+from tf_compat import tf
 
 import numpy as np
 from tensorpack.tfutils.tower import PredictTowerContext
 
-from imagenet_utils import IMAGE_SIZE
+from augmentation import IMAGE_SIZE
 
 INPUT, LOGITS, PROBABILITIES = 'input', 'logits', 'probabilities'
 
 
-def restored(session, model, restore, raw=False, rgb=False, softmax=False, features=False):
-    """Makes a network in the session's graph, and restores it.
+def build_and_restore(session, model, restore, raw=False, rgb=False, softmax=False, features=False):
+    """Builds a network in the session's graph, and restores its variables.
 
     Args:
         model (GhostNet): the network.

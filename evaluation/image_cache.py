@@ -1,19 +1,16 @@
 """Preprocessed validation images, kept in one file, so that the next evaluation on the same tree decodes nothing."""
 import contextlib
-import fcntl
 import hashlib
-import inspect
 import json
 import os
 import zlib
 
-from imagenet_utils import IMAGE_SIZE, eval_augmentors, eval_images, read_image    # before what imports OpenCV
-
 import cv2
+import filelock
 import numpy as np
-import tensorpack
 
-from command_line import InputError
+from augmentation import IMAGE_SIZE, PREPROCESSING_VERSION, eval_images
+from command_line import InputError, atomic_write
 
 # A row is an image, its CRC-32, and `file_state` of the file that it was read from.
 ROW = np.dtype([('image', 'u1', (IMAGE_SIZE, IMAGE_SIZE, 3)), ('checksum', '<u4'), ('state', '<i8', (4,))])
@@ -31,40 +28,18 @@ def file_state(path):
 
 def cache_file(folder, data_dir, images):
     """The file in `folder` for these images: its name follows from the tree, the list, and what preprocesses them."""
-    key = [os.path.realpath(data_dir), [os.path.relpath(path, data_dir) for path, _ in images], repr(eval_augmentors()),
-           inspect.getsource(read_image), inspect.getsource(eval_images), cv2.__version__, tensorpack.__version__]
+    key = [os.path.realpath(data_dir), [os.path.relpath(path, data_dir) for path, _ in images], PREPROCESSING_VERSION,
+           cv2.__version__]
     return os.path.join(folder, 'images-%s.npy' % hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16])
 
 
 @contextlib.contextmanager
-def told(path):
-    """Turns what the system refuses into an InputError."""
+def write_errors_named(path):
+    """Turns what the system refuses into an InputError that names the cache."""
     try:
         yield
     except OSError as error:
         raise InputError("cannot write the cache %s: %s" % (path, error.strerror))
-
-
-@contextlib.contextmanager
-def lock(path):
-    """A file to make `path` of, open and empty, and removed if that fails; None if another process has it."""
-    temporary = path + '.unfinished'    # of a process that was killed, it is taken over
-    with told(path):
-        f = open(temporary, 'ab+')
-    with f:
-        mine = False
-        with told(path), contextlib.suppress(BlockingIOError, FileNotFoundError):    # locked; it has got its final name meanwhile
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            mine = os.path.samestat(os.fstat(f.fileno()), os.stat(temporary))
-        if not mine:
-            yield None
-            return
-        try:
-            f.truncate(0)
-            yield f
-        except BaseException:    # else another process may have one of that name by now
-            os.remove(temporary)
-            raise
 
 
 @contextlib.contextmanager
@@ -76,7 +51,7 @@ def cached(folder, data_dir, images):
 
     Args:
         data_dir (str): the ILSVRC12 tree.
-        images (list of [path, label]): from ``imagenet_utils.read_images``.
+        images (list of [path, label]): from ``dataset.read_images``.
     Raises:
         InputError: the cache cannot be written, or an image in it is damaged, or see ``eval_images``.
     """
@@ -96,7 +71,7 @@ def cached(folder, data_dir, images):
         yield reader(rows, path)
         return
     if rows is not None:
-        print("the cache %s is made anew: %s" % (path, "%d of its images have changed" % changed if whole else "it is damaged"))
+        print("the cache %s is made again: %s" % (path, "%d of its images have changed" % changed if whole else "it is damaged"))
     with filling(path, states) as rows:
         def read(start, end):
             result = eval_images([image for image, _ in images[start:end]])
@@ -123,23 +98,37 @@ def reader(rows, path):
 
 @contextlib.contextmanager
 def filling(path, states):
-    """Rows to fill of what becomes the file `path` in the end; None if another process makes it already."""
-    with lock(path) as f:
-        if f is None:
-            print("another process makes the cache %s: it is not used this time" % path)
-            yield None
-            return
-        with told(path):
-            np.lib.format.write_array_header_1_0(f, {
-                'descr': np.lib.format.dtype_to_descr(ROW), 'fortran_order': False, 'shape': states.shape[:1]})
-            f.flush()
-            offset = f.tell()
-            if hasattr(os, 'posix_fallocate'):    # a full disk is told here: who writes to mapped memory would be killed
-                os.posix_fallocate(f.fileno(), offset, len(states) * ROW.itemsize)
-            rows = np.memmap(f.name, ROW, 'r+', offset, states.shape[:1])
-            rows['state'] = states
-        yield rows
-        with told(path):
+    """Rows to fill of what becomes the file `path` in the end; None if another process is filling them."""
+    lock = filelock.FileLock(path + '.lock')    # it stays: removing a lock that another process waits for would make two of them
+    with write_errors_named(path):
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            lock = None
+    if lock is None:
+        print("another process makes the cache %s: it is not used this time" % path)
+        yield None
+        return
+    try:
+        with atomic_write(path, temporary=path + '.unfinished') as f:    # of a process that was killed, it is taken over
+            with write_errors_named(path):
+                rows = allocate(f, states)
+            yield rows
             rows.flush()
-            os.fsync(f.fileno())
-            os.replace(f.name, path)
+    finally:
+        lock.release()
+
+
+def allocate(f, states):
+    """Makes the open file `f` a NumPy file of ROWs with these states that has its whole size on the disk; memory-mapped."""
+    np.lib.format.write_array_header_1_0(f, {
+        'descr': np.lib.format.dtype_to_descr(ROW), 'fortran_order': False, 'shape': states.shape[:1]})
+    f.flush()
+    offset = f.tell()
+    if hasattr(os, 'posix_fallocate'):    # a full disk shows here: who writes to mapped memory would be killed
+        os.posix_fallocate(f.fileno(), offset, len(states) * ROW.itemsize)
+    else:
+        f.truncate(offset + len(states) * ROW.itemsize)
+    rows = np.memmap(f.name, ROW, 'r+', offset, states.shape[:1])
+    rows['state'] = states
+    return rows

@@ -1,0 +1,100 @@
+"""What becomes of one picture before the network: evaluation's crop; training's random crop, colours and flip. Without TensorFlow.
+
+Pictures are uint8 (H, W, 3) in BGR, as OpenCV reads them.
+"""
+import math
+
+import cv2
+import numpy as np
+
+from pictures import fix_opencv, read_image
+
+IMAGE_SIZE = 224                 # pixels, height and width of what the network takes
+# The version of ``eval_images``: to be increased with any change of the pixels it returns, so that no cache keeps the old ones.
+# tests/test_augmentation.py ties it to recorded pixels.
+PREPROCESSING_VERSION = 1
+GREY = np.array([0.114, 0.587, 0.299])    # share of blue, green and red in the brightness of a pixel
+
+
+def resize_shortest_edge(image, size):
+    """`image` with its shorter side resized to `size` pixels, cubic (as Tensorpack's ``imgaug.ResizeShortestEdge``)."""
+    fix_opencv()
+    height, width = image.shape[:2]
+    scale = size * 1.0 / min(height, width)
+    new = (size, int(scale * width + 0.5)) if height < width else (int(scale * height + 0.5), size)
+    return cv2.resize(image, new[::-1], interpolation=cv2.INTER_CUBIC)
+
+
+def center_crop(image):
+    """The central 224x224 pixels of `image` (as Tensorpack's ``imgaug.CenterCrop``)."""
+    top, left = (image.shape[0] - IMAGE_SIZE) // 2, (image.shape[1] - IMAGE_SIZE) // 2
+    return image[top:top + IMAGE_SIZE, left:left + IMAGE_SIZE]
+
+
+def eval_crop(image):
+    """A picture preprocessed for evaluation, uint8 (224, 224, 3): shortest edge to 256 pixels, then the centre."""
+    return center_crop(resize_shortest_edge(image, 256))
+
+
+def eval_images(paths):
+    """Pictures from files, preprocessed for evaluation: uint8 (N, 224, 224, 3) BGR. Raises InputError: see ``read_image``."""
+    return np.stack([eval_crop(read_image(path)) for path in paths])
+
+
+# -------------------------------------------------------------------------------------------------------------- training
+
+def random_crop(height, width, rng, smallest_area):
+    """A crop of an image of `height` x `width` pixels, (x, y, width, height), or None if none of ten tries fits."""
+    for _ in range(10):
+        area = rng.uniform(smallest_area, 1) * height * width
+        aspect = rng.uniform(0.75, 1.333)
+        w, h = int(math.sqrt(area * aspect) + 0.5), int(math.sqrt(area / aspect) + 0.5)
+        if rng.uniform() < 0.5:
+            w, h = h, w
+        if 0 < h <= height and 0 < w <= width:
+            return rng.randint(width - w + 1), rng.randint(height - h + 1), w, h
+    return None
+
+
+def random_colours(mean, rng):
+    """Brightness, contrast and saturation in random order, each by a factor from 0.6 to 1.4, as one affine map.
+
+    All three are linear in the colours of a pixel, so that they can be applied at once: nothing is clipped in between, and no
+    copy in float is made.
+
+    Args:
+        mean (np.ndarray): mean colour of the image, (3,), BGR.
+    Returns:
+        np.ndarray: (3, 4), for ``cv2.transform``: a matrix and, in the last column, an offset.
+    """
+    matrix, offset = np.eye(3), np.zeros(3)    # colour -> matrix . colour + offset
+    for change in rng.permutation(3):
+        factor = rng.uniform(0.6, 1.4)
+        if change == 0:      # brightness
+            matrix, offset = factor * matrix, factor * offset
+        elif change == 1:    # contrast, about the mean grey
+            middle = GREY.dot(matrix.dot(mean) + offset)
+            matrix, offset = factor * matrix, factor * offset + (1 - factor) * middle
+        else:                # saturation, about the pixel's grey
+            saturate = factor * np.eye(3) + (1 - factor) * np.tile(GREY, (3, 1))
+            matrix, offset = saturate.dot(matrix), saturate.dot(offset)
+    return np.column_stack([matrix, offset])
+
+
+def augment(image, rng, smallest_area):
+    """A training sample, uint8 (224, 224, 3) BGR: random area crop, colours in random order, horizontal flip.
+
+    Args:
+        image (np.ndarray): uint8 (H, W, 3) BGR.
+        rng (np.random.RandomState): the only source of chance.
+        smallest_area (float): the smallest share of the image's area that a crop may have.
+    """
+    fix_opencv()
+    crop = random_crop(image.shape[0], image.shape[1], rng, smallest_area)
+    if crop is not None:
+        x, y, w, h = crop
+        image = cv2.resize(image[y:y + h, x:x + w], (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_CUBIC)
+    else:
+        image = center_crop(resize_shortest_edge(image, IMAGE_SIZE))
+    image = cv2.transform(image, random_colours(np.array(cv2.mean(image)[:3]), rng))
+    return cv2.flip(image, 1) if rng.uniform() < 0.5 else image

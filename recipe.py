@@ -1,0 +1,41 @@
+"""The published training recipe: each of its numbers once, and the learning rate that follows from them."""
+import collections
+import math
+
+from command_line import InputError
+
+# Learning rate for 256 images a step; a `batch` is that of all towers and workers together.
+Recipe = collections.namedtuple('Recipe', 'batch lr epochs weight_decay label_smoothing dropout_keep_prob')
+RECIPE = Recipe(batch=1024, lr=0.1, epochs=400, weight_decay=4e-5, label_smoothing=0.1, dropout_keep_prob=0.8)
+MOMENTUM = 0.9                   # Nesterov's
+WARM_UP_EPOCHS = 5               # in runs of under 25 epochs, a fifth of them
+WARM_UP_START = 0.25             # share of the peak learning rate
+IMAGENET_IMAGES = 1281167        # in ILSVRC12's training set
+
+
+def smallest_area(width):
+    """The smallest share of an image's area that a training crop may have: narrow networks (width multiplier) see more of it."""
+    return 0.49 if width < 1 else 0.08
+
+
+def steps_per_epoch(images, batch):
+    """Steps of `batch` images in an epoch of `images`. Raises InputError if there is none."""
+    if batch > images:
+        raise InputError("--batch %d is more than the %d training images" % (batch, images))
+    return images // batch
+
+
+def learning_rate(step, steps_per_epoch, epochs, lr, batch):
+    """Linear warm-up from a quarter of the peak, then cosine to zero, updated every step. At batch 1024 the peak is 0.4.
+
+    Args:
+        step (int): from 0; the last is ``epochs * steps_per_epoch - 1``.
+        lr (float): learning rate for 256 images a step.
+    Returns:
+        float: the learning rate of that step.
+    """
+    peak = lr * batch / 256.0
+    warm_up = min(WARM_UP_EPOCHS, epochs // 5) * steps_per_epoch
+    if step < warm_up:
+        return peak * (WARM_UP_START + (1 - WARM_UP_START) * step / warm_up)
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (epochs * steps_per_epoch - warm_up)))

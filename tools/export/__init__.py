@@ -1,0 +1,1 @@
+"""Exports the network of a checkpoint to the runtimes that people deploy on: ``python -m tools.export``."""

@@ -1,0 +1,109 @@
+"""Exports the network of a checkpoint to the runtimes that people deploy on.
+
+    python -m tools.export --load CKPT --format tflite ghostnet.tflite
+    python -m tools.export --load CKPT --format all exported            # one of each format, in a folder
+
+An export takes any number of uint8 images (N, 224, 224, 3) in BGR, as OpenCV reads them. Preprocessing is inside, and BN in the
+convolutions. Before it gets its name, its own runtime loads it, and must give what the graph of main.py gives for photographs:
+relative error (L2 norm) at most 1e-4, and the same top-1 class for each. Exit status: 1 if one does not, 2 where it cannot be made.
+"""
+import argparse
+import os
+import sys
+import tempfile
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))    # python tools/export works too
+
+from command_line import ROOT, InputError, Parser, check_writable, quiet_tensorpack, required, run
+from tools.export.formats import FORMATS
+
+INT8 = 'ghostnet_int8.tflite'
+
+
+def make_plan(args):
+    """The exports to make, a list of Export. Raises InputError if the packages for one of them are missing."""
+    from tf_compat import need_version_2
+
+    from tools.export.exporter import Export
+    if args.format == 'all':
+        plan = [Export(name, False, os.path.join(args.out, form.file)) for name, form in FORMATS.items()]
+    else:
+        plan = [Export(args.format, False, args.out)]
+    if args.int8:
+        int8 = Export('tflite', True, os.path.join(args.out, INT8) if args.format == 'all' else args.out)
+        plan = plan + [int8] if args.format == 'all' else [int8]
+    for export in plan:
+        if FORMATS[export.format].needs_tensorflow_2:
+            need_version_2("--format " + export.format)
+        for package in FORMATS[export.format].packages:
+            required(package)
+    return plan
+
+
+def check_outputs(plan):
+    """Raises InputError if one of the exports cannot be written."""
+    for export in plan:
+        if export.format == 'savedmodel' and os.path.lexists(export.out):
+            raise InputError("%s is there already: name another, or remove it" % export.out)
+        if export.format == 'keras' and not export.out.endswith('.keras'):
+            raise InputError("Keras loads only what is called .keras: name OUT so")
+        check_writable(export.out)
+
+
+def main(args):
+    import tf_compat
+
+    from tools.export.exporter import export_all
+    quiet_tensorpack()
+    plan = make_plan(args)
+    made = args.format == 'all' and not os.path.isdir(args.out)
+    if made:
+        check_writable(args.out)
+        os.mkdir(args.out)
+    tf1 = tf_compat.TENSORFLOW_VERSION == '1.13.1'
+    tf1_python = os.path.abspath(args.tf1_python)
+    compared = os.path.exists(tf1_python)
+    try:
+        check_outputs(plan)
+        folder = os.path.dirname(os.path.realpath(plan[0].out))
+        with tempfile.TemporaryDirectory(prefix='unfinished-', dir=folder) as work:
+            status = export_all(args, plan, work, tf1_python if compared and not tf1 else None)
+    finally:
+        if made and not os.listdir(args.out):
+            os.rmdir(args.out)
+    if args.format in ('frozen', 'all') and not (tf1 or compared):
+        print("frozen: not compared in TensorFlow 1.13.1, there is no %s: 'make test-tf1' makes one" % tf1_python)
+    return status
+
+
+def parse_args():
+    parser = Parser(prog='export', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--load', required=True, metavar='CKPT', help="checkpoint")
+    parser.add_argument('--format', required=True, choices=list(FORMATS) + ['all'], help="what to make")
+    parser.add_argument('out', metavar='OUT', help="file to write; for savedmodel and all, a folder")
+    parser.add_argument('--raw', action='store_true', help="without preprocessing: float32 images, of mean 0 and deviation 1")
+    parser.add_argument('--rgb', action='store_true', help="images in RGB")
+    parser.add_argument('--softmax', action='store_true', help="output probabilities, not logits")
+    parser.add_argument('--features', action='store_true',
+                        help="output the feature maps of the backbone, at strides 4 to 32, for images of any size")
+    parser.add_argument('--output_stride', type=int, choices=[8, 16, 32], default=32,
+                        help="stride of the last feature maps, by atrous convolution (default: 32)")
+    parser.add_argument('--int8', action='store_true', help="TFLite in integers, calibrated on --data_dir: faster, not the same")
+    parser.add_argument('--data_dir', help="ILSVRC12 tree for --int8")
+    parser.add_argument('--images', nargs='+', metavar='FILE', help="pictures, or folders of them, to compare on")
+    parser.add_argument('--tf1_python', default=os.path.join(ROOT, '.venv-tf1', 'bin', 'python'), metavar='FILE',
+                        help="Python with TensorFlow 1.13.1, to load 'frozen' there too (default: .venv-tf1/bin/python)")
+    args = parser.parse_args()
+    if args.softmax and args.features:
+        parser.error("--features are no classes: leave out --softmax")
+    if args.output_stride != 32 and not args.features:
+        parser.error("--output_stride goes with --features")
+    if args.int8 and args.features:
+        parser.error("--int8 does not go with --features: LiteRT cannot run that at any size")
+    if args.int8 and (args.format not in ('tflite', 'all') or args.data_dir is None):
+        parser.error("--int8 goes with --format tflite or all, and --data_dir of the ILSVRC12 tree to calibrate on")
+    return args
+
+
+if __name__ == '__main__':
+    run(main, parse_args(), 'export')

@@ -1,0 +1,107 @@
+"""What exports are compared with: the graph of main.py, and what it gives for pictures."""
+import os
+
+from tf_compat import tf
+
+import numpy as np
+
+from augmentation import eval_crop
+from checkpoints import MODEL_VARIABLE, CheckpointRestore
+from command_line import InputError, required
+from dataset import find_images, read_images, read_synsets
+from evaluation import frozen
+from evaluation.throughput import latency
+from ghostnet import BACKBONE, from_checkpoint
+from imagenet_utils import session_creator
+from pictures import read_image
+from tools.export.runtimes import results
+
+CALIBRATION, VALIDATION = 200, 1000    # images at most, for int8
+
+
+def photographs(paths):
+    """uint8 (N, 224, 224, 3) BGR, from files and folders; by default, two that come with scikit-learn, whole and in tiles."""
+    if paths:
+        pictures = [read_image(path) for path in find_images(paths)]
+    else:
+        folder = os.path.join(os.path.dirname(required('sklearn.datasets').__file__), 'images')
+        pictures = [read_image(path) for path in find_images([folder])]
+        pictures += [tile for picture in pictures for row in np.array_split(picture, 3) for tile in np.array_split(row, 4, axis=1)]
+    return np.stack([eval_crop(picture) for picture in pictures])
+
+
+def tree_images(data_dir, classes):
+    """Of an ILSVRC12 tree: images to calibrate with, others of the validation set to compare on, and the labels of those.
+
+    `classes` is how many the tree must have. The former are of the training set; without one, the validation set is shared out.
+    """
+    found = len(read_synsets(data_dir))
+    if found != classes:
+        raise InputError("the network has %d classes, and %s has %d: name the tree that it is for" % (classes, data_dir, found))
+    val = read_images(data_dir, 'val')
+    if os.path.isdir(os.path.join(data_dir, 'train')):
+        calibration = read_images(data_dir, 'train')
+    else:
+        calibration, val = val[::2], val[1::2]
+        if not val:
+            raise InputError("%s has a single image, and none to compare on: name a tree with more" % data_dir)
+    calibration, val = [images[::-(-len(images) // most)] for images, most in ((calibration, CALIBRATION), (val, VALIDATION))]
+    return photographs([path for path, _ in calibration]), photographs([path for path, _ in val]), [label for _, label in val]
+
+
+def difference(results, expected):
+    """Compares outputs, both {name: (N, ...)}.
+
+    Returns:
+        float, int: the largest relative error of an output, in the L2 norm over all images; for how many of them the top-1 class is
+        the same, None if the outputs are no classes.
+    """
+    error = max(np.linalg.norm(results[name] - value) / np.linalg.norm(value) for name, value in expected.items())
+    name, value = list(expected.items())[0]
+    return error, None if value.ndim > 2 else int((results[name].argmax(1) == value.argmax(1)).sum())
+
+
+class Reference:
+    """The network to export, with what it gives for pictures.
+
+    Args:
+        args: the flags of tools.export.
+    Attributes:
+        images (dict): {'pictures' and, for int8, 'calibration' and 'tree': uint8 (N, 224, 224, 3) BGR}.
+        expected (dict): for 'pictures' and 'tree', {output: array}.
+        labels (list of int): of 'tree'.
+        outputs (list of str): the names of the outputs.
+        latency (float): of the graph for one image, in seconds.
+    """
+
+    def __init__(self, args):
+        self.args = args
+        self.restore = CheckpointRestore(args.load, BACKBONE if args.features else MODEL_VARIABLE)
+        self.model = from_checkpoint(self.restore, output_stride=args.output_stride)
+        session, self.outputs = self.session()
+        graph = session.make_callable([name + ':0' for name in self.outputs], [frozen.INPUT + ':0'])
+        self.images, self.labels = {'pictures': photographs(args.images)}, None
+        if args.int8:
+            classes = session.graph.get_tensor_by_name(self.outputs[0] + ':0').shape.as_list()[-1]
+            self.images['calibration'], self.images['tree'], self.labels = tree_images(args.data_dir, classes)
+        self.expected = {name: results(graph, self.outputs, pictures) for name, pictures in self.images.items()
+                         if name != 'calibration'}
+        self.latency = latency(lambda: graph(self.images['pictures'][:1]))
+
+    def session(self, **options):
+        """A session with the network in its graph, and the names of its outputs. `options`: of ``frozen.build_and_restore``."""
+        session = tf.Session(graph=tf.Graph(), config=session_creator().config)
+        return session, frozen.build_and_restore(session, self.model, self.restore, softmax=self.args.softmax,
+                                                 features=self.args.features, **options)
+
+    def frozen_graph(self):
+        """The GraphDef to export."""
+        return frozen.freeze(self.session(raw=self.args.raw, rgb=self.args.rgb)[0], self.outputs)
+
+    def inputs(self, name):
+        """Of `images`, those called `name` as an export takes them."""
+        pictures = self.images[name]
+        if self.args.raw:
+            with tf.Graph().as_default(), tf.Session() as session:
+                pictures = session.run(self.model.image_preprocess(tf.constant(pictures)))
+        return pictures[..., ::-1] if self.args.rgb else pictures

@@ -1,0 +1,118 @@
+"""Makes exports, compares each with the graph in its own runtime, and gives those that pass their final names."""
+import collections
+import glob
+import os
+import shutil
+import sys
+
+from tf_compat import TENSORFLOW_VERSION
+
+import numpy as np
+import tabulate
+
+from command_line import run_module, sync
+from evaluation import frozen
+from tools.export.compare import Reference, difference
+from tools.export.formats import FORMATS
+
+LARGEST_ERROR = 1e-4
+HEADERS = ('export', 'runtime', 'MB', 'ms an image', 'to the graph', 'relative error', 'same top-1')
+Export = collections.namedtuple('Export', 'format int8 out')    # one to make
+
+
+def display_name(export):
+    return export.format + (' int8' if export.int8 else '')
+
+
+def files_below(path):
+    """A file, or a folder with all that is in it."""
+    return [path] + [os.path.join(folder, name) for folder, folders, names in os.walk(path) for name in folders + names]
+
+
+def publish(path, out):
+    """Gives a file or folder its final name, when it is on the disk."""
+    for file in files_below(path):
+        sync(file)
+    os.replace(path, os.path.realpath(out))    # a link stays, and its target is replaced
+
+
+class Exporter:
+    """Exports of one network. `work` is a folder for what is unfinished, `tf1_python` a Python with TensorFlow 1.13.1 or None."""
+
+    def __init__(self, args, work, tf1_python):
+        self.reference, self.work, self.tf1_python = Reference(args), work, tf1_python
+        self.rows, self.int8_errors = [], None
+        for name in self.reference.images:
+            np.save(self.file(name + '.npy'), self.reference.inputs(name))
+        graph_def = self.reference.frozen_graph()
+        for name, content in ('graph', graph_def), ('dilations', frozen.with_dilations(graph_def, self.reference.outputs)):
+            with open(self.file(name), 'wb') as f:
+                f.write(content.SerializeToString())
+        self.add_row('none, the checkpoint', 'TensorFlow ' + TENSORFLOW_VERSION,
+                     glob.glob(glob.escape(self.reference.restore.path) + '.*'), self.reference.latency)
+
+    def file(self, name):
+        return os.path.join(self.work, name)
+
+    def make(self, export):
+        """Makes an Export, compares it, and publishes it if it passes. Returns whether it does."""
+        form, outputs = FORMATS[export.format], ','.join(self.reference.outputs)
+        path = self.file(form.file)
+        if form.convert is None:
+            shutil.copy(self.file('graph'), path)
+        else:
+            calibration = [self.file('calibration.npy')] if export.int8 else []
+            run_module('tools.export.formats', export.format, self.file('dilations' if form.dilations else 'graph'), path, outputs,
+                       *calibration)
+        pythons = [sys.executable]
+        if export.format == 'frozen' and self.tf1_python is not None:
+            pythons.append(self.tf1_python)
+        passes = [self.compare(export, path, python) for python in pythons]    # all of them, for the table
+        if all(passes):
+            publish(path, export.out)
+        return all(passes)
+
+    def compare(self, export, path, python):
+        """Runs the export at `path` in its runtime and adds a row to the table. Returns whether it gives what the graph does."""
+        images = 'tree' if export.int8 else 'pictures'
+        expected = self.reference.expected[images]
+        run_module('tools.export.runtimes', export.format, path, self.file(images + '.npy'), self.file('result.npz'),
+                   ','.join(self.reference.outputs), python=python)
+        with np.load(self.file('result.npz')) as result:
+            error, same = difference(result, expected)
+            count = len(expected[self.reference.outputs[0]])
+            self.add_row(display_name(export), result['runtime'], files_below(path), float(result['latency']), '%.1e' % error,
+                         '' if same is None else '%d of %d' % (same, count))
+            if export.int8:
+                self.int8_errors = [np.mean(values[self.reference.outputs[0]].argmax(1) != self.reference.labels)
+                                    for values in (result, expected)]
+                return True
+        return error <= LARGEST_ERROR and same in (None, count)
+
+    def add_row(self, name, runtime, paths, latency, error='', same=''):
+        megabytes = sum(os.path.getsize(path) for path in paths if os.path.isfile(path)) / 1e6
+        self.rows.append((name, runtime, '%.2f' % megabytes, '%.1f' % (1e3 * latency), '%.2f' % (latency / self.reference.latency),
+                          error, same))
+
+
+def export_all(args, plan, work, tf1_python):
+    """Makes the exports in `plan`, a list of Export, and prints how they compare.
+
+    Returns:
+        int: exit status, 1 if one does not give what the graph does.
+    """
+    exporter, refused = Exporter(args, work, tf1_python), []
+    try:
+        for export in plan:
+            if not exporter.make(export):
+                refused.append(export)
+    finally:    # if a later one cannot be made, of those that were
+        print(tabulate.tabulate(exporter.rows, headers=HEADERS, disable_numparse=True,
+                                colalign=('left', 'left') + ('right',) * (len(HEADERS) - 2)))
+    if exporter.int8_errors is not None:
+        images = exporter.reference.images
+        print("int8: calibrated with %d images, compared on %d of the validation set: top-1 error %.4f, that of the graph %.4f"
+              % (len(images['calibration']), len(images['tree']), exporter.int8_errors[0], exporter.int8_errors[1]))
+    for export in refused:
+        sys.stderr.write("export: the export '%s' does not give what the graph does, and was not written\n" % display_name(export))
+    return 1 if refused else 0

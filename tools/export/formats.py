@@ -1,0 +1,98 @@
+"""The formats, and the converters from a frozen graph to them. `tools.export` runs a converter in a process of its own:
+
+    python -m tools.export.formats FORMAT GRAPH.pb OUT OUTPUTS [CALIBRATION.npy]
+
+Converters need TensorFlow as version 2 is by default, which tf_compat is not. A new format is an entry in FORMATS, a converter
+here, and a runtime in runtimes.py.
+"""
+import collections
+import os
+import sys
+import tempfile
+
+INPUT = 'input'
+
+
+def to_savedmodel(graph_def, outputs, out):
+    """A SavedModel with the signature ``serving_default``: {'input': images} to {name: output}."""
+    import tensorflow as tf
+    v1 = tf.compat.v1
+    with tf.Graph().as_default() as graph, v1.Session() as session:
+        v1.import_graph_def(graph_def, name='')
+        tensors = {name: graph.get_tensor_by_name(name + ':0') for name in [INPUT] + outputs}
+        signature = v1.saved_model.predict_signature_def({INPUT: tensors.pop(INPUT)}, tensors)
+        builder = v1.saved_model.Builder(out)
+        builder.add_meta_graph_and_variables(session, ['serve'], {'serving_default': signature})
+        builder.save()
+
+
+def to_tflite(graph_def, outputs, out, calibration=None):
+    """A TFLite model with that signature; with integer weights and activations if there are images to calibrate them with."""
+    import numpy as np
+    import tensorflow as tf
+    with tempfile.TemporaryDirectory() as folder:
+        to_savedmodel(graph_def, outputs, os.path.join(folder, 'model'))
+        converter = tf.lite.TFLiteConverter.from_saved_model(os.path.join(folder, 'model'))
+        if calibration is not None:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.representative_dataset = lambda: ({INPUT: image[np.newaxis]} for image in calibration)
+        model = converter.convert()
+    with open(out, 'wb') as f:
+        f.write(model)
+
+
+def replace_auto_pad(node):
+    """Gives an atrous convolution its padding in numbers: ONNX Runtime does not combine `auto_pad` and `dilations`."""
+    import onnx
+    attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    dilations = attributes.get('dilations', [1])
+    if 'auto_pad' not in attributes or max(dilations) == 1:
+        return
+    sides = [(size - 1) * dilation for size, dilation in zip(attributes['kernel_shape'], dilations)]
+    kept = [attribute for attribute in node.attribute if attribute.name != 'auto_pad']
+    del node.attribute[:]
+    node.attribute.extend(kept + [onnx.helper.make_attribute(
+        'pads', [side // 2 for side in sides] + [side - side // 2 for side in sides])])
+
+
+def to_onnx(graph_def, outputs, out):
+    """An ONNX model, its inputs and outputs named as those of the graph."""
+    import onnx
+    import tf2onnx
+    names = {name + ':0': name for name in [INPUT] + outputs}
+    model, _ = tf2onnx.convert.from_graph_def(graph_def, input_names=[INPUT + ':0'], output_names=[name + ':0' for name in outputs],
+                                              opset=18, tensors_to_rename=names)
+    for node in model.graph.node:
+        replace_auto_pad(node)
+    onnx.checker.check_model(model)
+    onnx.save(model, out)
+
+
+def to_keras(graph_def, outputs, out):
+    """A Keras 3 model of Keras' own layers, named as in the graph. With one output it returns that, else {name: output}."""
+    from tools.export.keras_layers import build
+    build(graph_def, outputs, INPUT).save(out)
+
+
+# `file` is its name in a folder. `convert` takes a GraphDef, the names of its outputs and the path to write; without one, the
+# export is the frozen graph. `dilations`: whether atrous convolutions have that attribute. `packages`: what requirements.txt lacks.
+Format = collections.namedtuple('Format', 'file convert dilations needs_tensorflow_2 packages')
+FORMATS = collections.OrderedDict([
+    ('frozen', Format('ghostnet.pb', None, False, False, ())),
+    ('savedmodel', Format('saved_model', to_savedmodel, False, False, ())),
+    ('tflite', Format('ghostnet.tflite', to_tflite, True, True, ())),
+    ('onnx', Format('ghostnet.onnx', to_onnx, True, True, ('onnx', 'tf2onnx', 'onnxruntime'))),
+    ('keras', Format('ghostnet.keras', to_keras, True, True, ()))])
+
+
+def main(form, graph, out, outputs, calibration=None):
+    import numpy as np
+    import tensorflow as tf
+    with open(graph, 'rb') as f:
+        graph_def = tf.compat.v1.GraphDef.FromString(f.read())
+    options = {} if calibration is None else {'calibration': np.load(calibration)}
+    FORMATS[form].convert(graph_def, outputs.split(','), out, **options)
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])

@@ -1,0 +1,113 @@
+"""A frozen graph as a Keras 3 model of Keras' own layers: one function for each kind of operation that GhostNet has."""
+import re
+
+import keras
+import tensorflow as tf
+from keras import layers
+
+
+class Graph:
+    """A GraphDef on its way to Keras. `tensors` has what is built already: {name of the node: Keras tensor}."""
+
+    def __init__(self, graph_def):
+        self.nodes = {node.name: node for node in graph_def.node}
+        self.tensors = {}
+
+    def constant(self, name):
+        return tf.make_ndarray(self.nodes[name].attr['value'].tensor)
+
+    def x(self, node):
+        """The first input of a node."""
+        return self.tensors[node.input[0]]
+
+
+def concatenate(graph, node, name):
+    return layers.Concatenate(name=name)([graph.tensors[other] for other in node.input[:-1]])
+
+
+def add_or_multiply(graph, node, name):
+    """Of two tensors, or of one and a constant."""
+    multiply, x, other = node.op == 'Mul', graph.x(node), node.input[1]
+    if other in graph.tensors:
+        return (layers.Multiply if multiply else layers.Add)(name=name)([x, graph.tensors[other]])
+    value = graph.constant(other).tolist()
+    return layers.Rescaling(value, name=name)(x) if multiply else layers.Rescaling(1.0, value, name=name)(x)
+
+
+def subtract(graph, node, name):
+    return layers.Rescaling(1.0, (-graph.constant(node.input[1])).tolist(), name=name)(graph.x(node))
+
+
+def divide(graph, node, name):
+    return layers.Rescaling((1 / graph.constant(node.input[1])).tolist(), name=name)(graph.x(node))
+
+
+def convolution(graph, node, name):
+    """Of a BiasAdd, with the convolution before it."""
+    conv = graph.nodes[node.input[0]]
+    kernel = graph.constant(conv.input[1])
+    options = {'strides': conv.attr['strides'].list.i[1], 'padding': conv.attr['padding'].s.decode().lower(),
+               'dilation_rate': (list(conv.attr['dilations'].list.i) or [1, 1])[1], 'name': name}
+    if conv.op == 'Conv2D':
+        layer = layers.Conv2D(kernel.shape[3], kernel.shape[:2], **options)
+    else:
+        layer = layers.DepthwiseConv2D(kernel.shape[:2], depth_multiplier=kernel.shape[3], **options)
+    output = layer(graph.x(conv))
+    layer.set_weights([kernel, graph.constant(node.input[1])])
+    return output
+
+
+def relu(graph, node, name):
+    return layers.ReLU(6.0 if node.op == 'Relu6' else None, name=name)(graph.x(node))
+
+
+def bound(graph, node, name):
+    return getattr(keras.ops, node.op.lower())(graph.x(node), graph.constant(node.input[1]).item())    # minimum or maximum
+
+
+def gather_channels(graph, node, name):
+    return keras.ops.take(graph.x(node), graph.constant(node.input[1]).tolist(), axis=-1)
+
+
+def first_channels(graph, node, name):
+    return graph.x(node)[..., :graph.constant(node.input[2]).tolist()[-1]]
+
+
+def pad(graph, node, name):
+    return layers.ZeroPadding2D(graph.constant(node.input[1])[1:3].tolist(), name=name)(graph.x(node))
+
+
+def average(graph, node, name):
+    if node.op == 'Mean':
+        return layers.GlobalAveragePooling2D(keepdims=True, name=name)(graph.x(node))
+    return layers.AveragePooling2D(node.attr['ksize'].list.i[1:3], name=name)(graph.x(node))
+
+
+LAYERS = {
+    'ConcatV2': concatenate, 'Add': add_or_multiply, 'AddV2': add_or_multiply, 'Mul': add_or_multiply, 'Sub': subtract,
+    'RealDiv': divide, 'BiasAdd': convolution, 'Relu': relu, 'Relu6': relu, 'Minimum': bound, 'Maximum': bound,
+    'GatherV2': gather_channels, 'Slice': first_channels, 'Pad': pad, 'AvgPool': average, 'Mean': average,
+    'Identity': lambda graph, node, name: graph.x(node), 'Cast': lambda graph, node, name: graph.x(node),
+    'Squeeze': lambda graph, node, name: layers.Flatten(name=name)(graph.x(node)),
+    'Softmax': lambda graph, node, name: layers.Softmax(name=name)(graph.x(node))}
+
+
+def build(graph_def, outputs, input_name):
+    """A Keras model of a GraphDef that has one Placeholder. With one output it returns that, else {name: output}.
+
+    Raises:
+        NotImplementedError: the graph has an operation that is not among LAYERS.
+    """
+    graph = Graph(graph_def)
+    for node in graph_def.node:
+        if node.op == 'Placeholder':
+            shape = [size.size if size.size > 0 else None for size in node.attr['shape'].shape.dim]
+            dtype = tf.as_dtype(node.attr['dtype'].type).name
+            graph.tensors[node.name] = image = layers.Input(shape[1:], dtype=dtype, name=input_name)
+        elif node.op in LAYERS:
+            name = re.sub('^MobileNetV2_', '', node.name.replace('/', '_'))
+            graph.tensors[node.name] = LAYERS[node.op](graph, node, name)
+        elif node.op not in ('Const', 'Conv2D', 'DepthwiseConv2dNative'):    # convolutions come with their BiasAdd
+            raise NotImplementedError("no Keras layer for the operation %s" % node.op)
+    results = {name: graph.tensors[name] for name in outputs}
+    return keras.Model(image, results if len(results) > 1 else results[outputs[0]], name='ghostnet')

@@ -1,0 +1,1 @@
+"""Training by the published recipe: `train.train` is the way in."""

@@ -1,0 +1,177 @@
+"""What Tensorpack calls while it trains: the learning rate, progress, the watch over loss and signals, validation, checkpoints."""
+import os
+import signal
+import time
+
+from tf_compat import tf
+
+import numpy as np
+from tensorpack.callbacks import Callback, ClassificationError, DataParallelInferenceRunner, HyperParamSetter
+from tensorpack.callbacks.monitor import MonitorBase
+from tensorpack.train import StopTraining
+from tensorpack.utils.utils import get_tqdm
+
+from checkpoints import MODEL_VARIABLE, save_checkpoint, variant_variables
+from command_line import InputError
+from imagenet_utils import eval_dataflow
+from training.inputs import KeepError, RoundInput
+from training.run_folder import remove_checkpoints, saved_steps
+
+KEPT = 10    # checkpoints to resume from, as many as Tensorpack's ModelSaver keeps
+
+
+def not_finite(step, epoch):
+    """The InputError for a loss, or weights, that are not finite."""
+    return InputError("the loss is not finite at step %d, in epoch %d: look at the data, or start again in another --log_dir with "
+                      "a lower --lr, from the best-... of this one, if there is one" % (step, epoch))
+
+
+class LearningRate(HyperParamSetter):
+    """Sets the variable ``learning_rate`` before every step, to `schedule(step)`."""
+
+    def __init__(self, schedule):
+        super(LearningRate, self).__init__('learning_rate')
+        self.schedule = schedule
+
+    def _get_value_to_set(self):
+        return self.schedule(self.global_step)
+
+    def _trigger_epoch(self):
+        pass
+
+    def _before_run(self, _):
+        self.trigger()
+
+
+class Progress(Callback):
+    """Shows images, images/s and the time that an epoch still takes, and reports its images/s."""
+
+    def __init__(self, batch):
+        self.batch = batch
+        self.bar = None
+
+    def _before_epoch(self):
+        self.start = time.time()
+        self.bar = get_tqdm(total=self.trainer.steps_per_epoch * self.batch, unit=' images')
+
+    def _trigger_step(self):
+        self.bar.update(self.batch)
+
+    def _after_epoch(self):
+        self.bar.close()
+        self.speed = self.trainer.steps_per_epoch * self.batch / (time.time() - self.start)
+
+    def _trigger_epoch(self):
+        self.trainer.monitors.put_scalar('images-per-second', self.speed)
+
+    def _after_train(self):
+        if self.bar is not None:
+            self.bar.close()
+
+
+class Guard(Callback):
+    """Ends the training after the step in which the loss was not finite, or SIGINT or SIGTERM came; the second one kills.
+
+    All workers end after the same step, whichever of them it concerns.
+    """
+
+    _chief_only = False
+    signum = diverged = None
+    before = ()
+
+    def __init__(self, workers):
+        self.workers = workers
+
+    def handle(self, signum, _):
+        self.signum = signum
+        signal.signal(signum, signal.SIG_DFL)
+
+    def _setup_graph(self):
+        cost = tf.add_n([tf.reduce_sum(tower['cost']) for tower in self.trainer.tower_func.towers.training()])
+        self.stop_asked = tf.placeholder(tf.float32, [], 'stop-asked')
+        self.sums = self.workers.sum(tf.stack([cost, self.stop_asked]), 'guard')
+
+    def _before_train(self):
+        self.before = [(signum, signal.signal(signum, self.handle)) for signum in (signal.SIGINT, signal.SIGTERM)]
+
+    def _after_train(self):
+        for signum, handler in self.before:
+            signal.signal(signum, handler)
+
+    def _before_run(self, _):
+        return tf.train.SessionRunArgs(self.sums, {self.stop_asked: float(self.signum is not None)})
+
+    def _after_run(self, _, values):
+        self.cost, self.stopping = values.results
+
+    def _trigger_step(self):
+        if not np.isfinite(self.cost):
+            self.diverged = self.global_step
+        if self.diverged is not None or self.stopping:
+            raise StopTraining("step %d" % self.global_step)
+
+
+class StopHook(tf.train.SessionRunHook):
+    """Ends a validation, between two of its batches, when a signal has come."""
+
+    def __init__(self, guard):
+        self.guard = guard
+
+    def before_run(self, _):
+        if self.guard.signum is not None:
+            raise StopTraining("validation")
+
+
+class Validation(DataParallelInferenceRunner):
+    """Top-1 and top-5 error of the validation images, on all towers."""
+
+    def __init__(self, images, towers, dtypes, guard):
+        self.data, self.guard = KeepError(eval_dataflow(images, 32)), guard
+        super(Validation, self).__init__(
+            RoundInput(self.data, queue=tf.FIFOQueue(4, dtypes)),
+            [ClassificationError('wrong-top1', 'val-error-top1'), ClassificationError('wrong-top5', 'val-error-top5')], towers)
+
+    def _before_train(self):
+        if self.guard.workers.size == 1:    # else the others would wait for this worker
+            self.register_hook(StopHook(self.guard))
+        super(Validation, self)._before_train()
+
+    def _trigger(self):
+        super(Validation, self)._trigger()
+        if self.data.error is not None:
+            raise StopTraining("validation")
+
+
+class Checkpoints(MonitorBase):
+    """Saves a checkpoint to resume from after each epoch, and the weights of the lowest validation error.
+
+    A monitor because these come last: when a checkpoint appears, stats.json knows its epoch.
+    """
+
+    _chief_only = True
+    error = None
+
+    def __init__(self, folder, lowest, variant):
+        self.folder, self.lowest, self.variant = folder, lowest, variant
+
+    def _setup_graph(self):
+        variables, record = tf.global_variables(), variant_variables(self.variant)
+        self.all = tf.train.Saver(variables + record, max_to_keep=0)
+        self.weights = tf.train.Saver([v for v in variables if MODEL_VARIABLE.search(v.op.name)] + record, max_to_keep=0)
+        self.sum = tf.add_n([tf.reduce_sum(v) for v in tf.trainable_variables()])
+
+    def _trigger_epoch(self):
+        session, wrong = tf.get_default_session(), self.trainer.monitors.get_latest('val-error-top1')
+        if not np.isfinite(session.run(self.sum)):    # the loss of the last step was that of the weights before
+            self.error = not_finite(self.global_step, self.epoch_num)
+            raise StopTraining("step %d" % self.global_step)
+        try:
+            save_checkpoint(session, self.all, os.path.join(self.folder, 'model-%d' % self.global_step))
+            remove_checkpoints(self.folder, 'model', saved_steps(self.folder, 'model')[:-KEPT])
+            if wrong < self.lowest:
+                self.lowest = wrong
+                save_checkpoint(session, self.weights, os.path.join(self.folder, 'best-%d' % self.global_step))
+                remove_checkpoints(self.folder, 'best', saved_steps(self.folder, 'best')[:-1])
+        except InputError as error:
+            self.error = error
+            raise StopTraining("checkpoint")

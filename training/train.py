@@ -1,0 +1,237 @@
+"""`train`: one run of the published recipe, from the flags' values to the checkpoint at the end."""
+import collections
+import contextlib
+import logging
+import math
+import os
+import signal
+
+from tf_compat import gpu_count, tf
+
+from tensorpack.callbacks import EstimatedTimeLeft, MergeAllSummaries, MovingAverageSummary, RunUpdateOps
+from tensorpack.input_source import StagingInput
+from tensorpack.train import DEFAULT_MONITORS, SyncMultiGPUTrainerReplicated, TrainConfig, launch_train_with_config
+from tensorpack.utils import logger
+
+from checkpoints import ALL_BUT_LAST_LAYER, MODEL_VARIABLE, CheckpointRestore
+from command_line import InputError, Stopped, cores, quiet_tensorpack
+from imagenet_utils import ShuffledImages, layout_explained, session_creator, train_dataflow
+from recipe import learning_rate, steps_per_epoch
+from training.callbacks import Checkpoints, Guard, LearningRate, Progress, Validation, not_finite
+from training.curves import draw_curves
+from training.inputs import KeepError, SplitInput
+from training.run_folder import locked, open_run, read_stats, save_again, saved_steps
+from training.workers import OneWorker
+
+# Images to train on and to validate on, both [[path, label], ...], and the smallest share of an image that a crop may have.
+Data = collections.namedtuple('Data', 'train val smallest_area')
+Start = collections.namedtuple('Start', 'step restore seed')                        # where a run begins
+Outcome = collections.namedtuple('Outcome', 'step diverged signum errors')          # how its training ended
+
+
+class Run:
+    """What one run is: where it writes, how long it takes, from what it starts, and on what it computes.
+
+    Args:
+        folder (str): the run's folder, see training/run_folder.py.
+        batch (int): images a step, of all towers and workers together.
+        epochs (int): how many.
+        seed (int): fixes initial weights, order and augmentation for a given number of towers and workers; None for a random one.
+        options (dict): what else the run depends on, {name: value}: it can be resumed only with the same.
+        load (str): checkpoint to start from; with `finetune`, all but its last layer.
+        resume (bool): continue after the last checkpoint in the folder, if there is one.
+        gpus (int): GPUs to train on; 0 for the device that TensorFlow picks, or for
+        towers (int): as many replicas on the CPU.
+        workers: the processes that train together, see training/workers.py. Worker 0 alone validates and writes.
+    """
+
+    def __init__(self, folder, batch, epochs, seed=None, options=(), load=None, finetune=False, resume=False, gpus=0, towers=1,
+                 workers=None):
+        self.folder, self.batch, self.epochs, self.seed, self.options = folder, batch, epochs, seed, dict(options)
+        self.load, self.finetune, self.resume = load, finetune, resume
+        self.workers = workers or OneWorker()
+        self.gpus, self.towers = gpus, max(gpus, towers) if self.workers.has_towers else 1
+        self.chief = self.workers.rank == 0
+
+
+def train(model, data, run):
+    """Trains by the published recipe (recipe.py), validates and saves every epoch, and draws the curves at the end.
+
+    Args:
+        model (ImageNetModel): what to train.
+        data (Data): images.
+        run (Run): the rest.
+    Raises:
+        InputError: the batch does not fit images, towers or workers; an image cannot be read; there are fewer GPUs; the loss
+            is not finite; a checkpoint cannot be written; or see `open_run`.
+        Stopped: SIGINT or SIGTERM came.
+    """
+    steps = steps_per_epoch(len(data.train), run.batch)
+    check_devices(run)
+    with contextlib.ExitStack() as stack:
+        start = agree_on_start(run, stack)
+        if start.step:
+            logger.info("Continuing after epoch %d, step %d", start.step // steps, start.step)
+        outcome = Outcome(start.step, None, None, [])
+        if start.step < steps * run.epochs:
+            stack.enter_context(logging_errors_hidden())
+            outcome = fit(model, data, run, start, steps)
+        try:
+            conclude_run(run, outcome, steps)
+        finally:
+            if run.chief:
+                try_to_draw_curves(run.folder)
+            if not outcome.errors:    # horovodrun ends all workers as soon as one has ended badly: let worker 0 finish
+                run.workers.broadcast(None)
+
+
+def check_devices(run):
+    """Raises InputError where the GPUs are not there, or the batch cannot be split."""
+    if run.gpus and run.workers.has_towers and gpu_count() < run.gpus:
+        raise InputError("--gpu names %d GPUs, and TensorFlow can use %d: name those that 'nvidia-smi' shows, or leave --gpu out"
+                         % (run.gpus, gpu_count()))
+    shares, kind = (run.towers, 'towers') if run.workers.has_towers else (run.workers.size, 'workers')
+    if run.batch % shares:
+        raise InputError("--batch %d cannot be split evenly among %d %s" % (run.batch, shares, kind))
+
+
+def agree_on_start(run, stack):
+    """Where the run begins, a Start: worker 0 opens the folder, until `stack` is closed, and the others learn of it."""
+    start, refusal = Start(0, None, None), None
+    if run.chief:
+        try:
+            stack.enter_context(locked(run.folder))
+            start = Start(*open_run(run.folder, run.options, run.seed, run.resume))
+            stack.enter_context(logging_to(run.folder))
+            if start.step == 0 and run.load is not None:
+                start = start._replace(restore=restore_for_start(run))
+        except InputError as error:
+            refusal = error
+    else:
+        quiet_tensorpack()
+    step, seed, refused = run.workers.broadcast((start.step, start.seed, refusal is not None))
+    if refusal is not None:
+        raise refusal
+    if refused:
+        wait_for_chief_to_end(run.workers)
+    return start._replace(step=step, seed=seed)
+
+
+def restore_for_start(run):
+    """What a new run restores from ``run.load``."""
+    restore = CheckpointRestore(run.load, ALL_BUT_LAST_LAYER if run.finetune else MODEL_VARIABLE)
+    for name in sorted(set(restore.shapes) - set(restore.values)):
+        logger.info("Not taken from %s: %s", restore.path, name)
+    return restore
+
+
+def wait_for_chief_to_end(workers):
+    """Lets worker 0 report why it refuses, which this worker's end would prevent: horovodrun then ends all."""
+    try:
+        workers.broadcast(None)    # worker 0 does not take part: it raises as soon as that has ended
+    except Exception as error:
+        raise InputError("worker 0 has ended (%s)" % type(error).__name__)
+    raise InputError("worker 0 has ended")
+
+
+def fit(model, data, run, start, steps):
+    """Trains from `start` to the end, or to where it is stopped, with `steps` an epoch. Returns an Outcome."""
+    workers = run.workers
+    with tf.Graph().as_default():
+        # Dropout continues differently in a run that is resumed, and is different in each worker.
+        tf.set_random_seed((start.seed + start.step + workers.rank) % 2 ** 31)
+        threads = max(1, cores() // workers.local_size)
+        guard, dtypes = Guard(workers), [spec.dtype for spec in model.inputs()]
+        images = ShuffledImages(data.train, start.seed, run.batch, start.step, workers.rank, workers.size)
+        dataflow = KeepError(train_dataflow(images, data.smallest_area, threads))
+        callbacks = [LearningRate(lambda step: learning_rate(step, steps, run.epochs, model.lr, run.batch)), guard]
+        monitors, watched = [], []
+        if run.chief:
+            validation, checkpoints = Validation(data.val, run.towers, dtypes, guard), chief_checkpoints(model, run)
+            callbacks.append(validation)
+            monitors, watched = DEFAULT_MONITORS() + [checkpoints], [validation.data, checkpoints]
+        trainer = workers.trainer(run.gpus, run.towers)
+        source = SplitInput(dataflow, tf.FIFOQueue(4, dtypes), run.towers)
+        # With TensorFlow 1's variables, a kernel would be updated while its layer's other gradient is still computed from it.
+        trainer.GATE_GRADIENTS = True
+        with layout_explained(model), training_errors_explained(run):
+            launch_train_with_config(TrainConfig(
+                model=model, data=StagingInput(source) if isinstance(trainer, SyncMultiGPUTrainerReplicated) else source,
+                callbacks=callbacks, monitors=monitors,
+                extra_callbacks=[
+                    MovingAverageSummary(), Progress(run.batch), EstimatedTimeLeft(), MergeAllSummaries(), RunUpdateOps()],
+                session_init=start.restore, session_creator=session_creator(threads),
+                steps_per_epoch=steps, starting_epoch=start.step // steps + 1, max_epoch=run.epochs), trainer)
+    if trainer.global_step < steps * run.epochs:    # else what was read ahead of the end does not matter
+        watched.append(dataflow)
+    errors = [part.error for part in watched if part.error is not None]
+    return Outcome(trainer.global_step, guard.diverged, guard.signum, errors)
+
+
+def chief_checkpoints(model, run):
+    """The Checkpoints of a run, which know the lowest validation error so far."""
+    best = saved_steps(run.folder, 'best')
+    lowest = min([entry['val-error-top1'] for entry in read_stats(run.folder) if entry['global_step'] in best] + [math.inf])
+    return Checkpoints(run.folder, lowest, model.variant)
+
+
+@contextlib.contextmanager
+def training_errors_explained(run):
+    """Turns what TensorFlow raises for a lack of memory, or of a worker, into an InputError."""
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError:
+        raise InputError("--batch %d does not fit into memory: make it smaller, or use more GPUs" % run.batch)
+    except tf.errors.UnknownError as error:
+        if 'Horovod' not in error.message:
+            raise
+        raise InputError("another worker has ended: see what it prints")
+
+
+@contextlib.contextmanager
+def logging_errors_hidden():
+    """Tensorpack logs that a training failed with a wrong format, and logging would print a traceback about that."""
+    before, logging.raiseExceptions = logging.raiseExceptions, False
+    try:
+        yield
+    finally:
+        logging.raiseExceptions = before
+
+
+@contextlib.contextmanager
+def logging_to(folder):
+    """Tensorpack's log goes to a file in the folder too."""
+    log = logging.getLogger('tensorpack')
+    before = log.handlers[:]
+    logger.set_logger_dir(folder, action='k')
+    try:
+        yield
+    finally:
+        for handler in [handler for handler in log.handlers if handler not in before]:
+            log.removeHandler(handler)
+            handler.close()
+
+
+def conclude_run(run, outcome, steps):
+    """Writes the result into the folder, if this is worker 0; raises what ended the training early."""
+    if outcome.diverged is not None:
+        raise not_finite(outcome.diverged, (outcome.diverged - 1) // steps + 1)
+    if outcome.errors:
+        raise outcome.errors[0]
+    finished = outcome.step == steps * run.epochs
+    if run.chief:
+        last = os.path.join(run.folder, 'model-%d' % (steps * run.epochs))
+        finished = os.path.exists(last + '.index')
+        if finished:
+            save_again(last, os.path.join(run.folder, 'ghostnet_checkpoint'))
+    if not finished:
+        raise Stopped("stopped after step %d of %d: the same command with --resume continues after the last whole epoch"
+                      % (outcome.step, steps * run.epochs), outcome.signum or signal.SIGTERM)
+
+
+def try_to_draw_curves(folder):
+    """Draws the curves. That matplotlib is missing or fails, or that the disk is full, says nothing of the training."""
+    try:
+        draw_curves(folder)
+    except Exception as error:
+        logger.warning("curves.png is not drawn: %s", error)
