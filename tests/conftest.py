@@ -1,3 +1,4 @@
+"""What tests share: the project's own data, a run of main.py, checkpoints with recorded weights."""
 import json
 import logging
 import os
@@ -10,45 +11,34 @@ import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SHARED = os.path.join(os.path.dirname(ROOT), 'shared')
+RECORDED = os.path.join(ROOT, 'tests', 'recorded')
+DIGITS_CHECKPOINT = os.path.join(ROOT, 'models', 'digits_checkpoint')
 sys.path.insert(0, ROOT)
 logging.getLogger('tensorpack').addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
-def pytest_configure(config):
-    config.addinivalue_line('markers', "slow: what takes most of the time; leave out with -m 'not slow'")
-
-
 @pytest.fixture(scope='session')
-def shared():
-    """The folder of recorded outputs and real images, which a user's clone does not have."""
-    if not os.path.isdir(SHARED):
-        pytest.skip("needs the recorded outputs in %s" % SHARED)
-    return SHARED
-
-
-@pytest.fixture(scope='session')
-def expected(shared):
-    with open(os.path.join(shared, 'reference', 'expected.json')) as f:
-        return json.load(f)
-
-
-@pytest.fixture(scope='session')
-def mini(shared):
-    return os.path.join(shared, 'data', 'ilsvrc12-mini')
-
-
-@pytest.fixture(scope='session')
-def calibrated(shared):
-    return os.path.join(shared, 'reference', 'calibrated', 'ghostnet_checkpoint')
+def recorded():
+    """What the published program computed: (recorded.json, recorded.npz), see tests/recorded/README.md."""
+    with open(os.path.join(RECORDED, 'recorded.json')) as f:
+        return json.load(f), np.load(os.path.join(RECORDED, 'recorded.npz'))
 
 
 @pytest.fixture(scope='session')
 def digits(tmp_path_factory):
-    """The embedded data set, prepared anew."""
+    """The embedded data set, prepared again."""
     out = str(tmp_path_factory.mktemp('digits'))
     run = subprocess.run([sys.executable, os.path.join(ROOT, 'data', 'digits', 'prepare.py'), '--out', out])
     assert run.returncode == 0
     return out
+
+
+@pytest.fixture(scope='session')
+def evaluated_digits(digits, tmp_path_factory):
+    """One evaluation of the digits by main.py: (stdout, the JSON result, the saved logits)."""
+    folder = tmp_path_factory.mktemp('evaluated')
+    said, result = evaluated(digits, DIGITS_CHECKPOINT, folder / 'result.json', '--save_logits', folder / 'logits.npz')
+    return said, result, np.load(str(folder / 'logits.npz'))
 
 
 def run_main(*args, **kwargs):
@@ -86,10 +76,12 @@ def without(package, folder):
 
 def random_checkpoint(path, seed=0, **options):
     """A checkpoint of the GhostNet with these options, with weights and BN statistics as recorded ones have."""
-    from tensorpack.tfutils.tower import PredictTowerContext
-    from ghostnet import GhostNet
-    from imagenet_utils import MODEL_VARIABLE, save_values
     from tf_compat import tf
+
+    from tensorpack.tfutils.tower import PredictTowerContext
+
+    from checkpoints import MODEL_VARIABLE, save_values
+    from ghostnet import GhostNet
     with tf.Graph().as_default(), PredictTowerContext(''):
         model = GhostNet(**options)
         model.get_logits(tf.placeholder(tf.uint8, [1, 224, 224, 3]))
@@ -100,7 +92,7 @@ def random_checkpoint(path, seed=0, **options):
 
 
 def recorded_weight(name, shape, seed=0):
-    """The weights behind the recorded logits (rule in the README of the recorded outputs)."""
+    """The weights behind the recorded logits (rule in tests/recorded/README.md)."""
     rng = np.random.RandomState((zlib.crc32(name.encode()) + seed) & 0xffffffff)
     leaf = name.split('/')[-1]
     if leaf in ('W', 'DW'):

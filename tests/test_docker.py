@@ -4,8 +4,11 @@ import subprocess
 
 import pytest
 
+from conftest import SHARED
+
 IMAGE = os.environ.get('GHOSTNET_IMAGE')
-pytestmark = pytest.mark.skipif(not IMAGE, reason="needs GHOSTNET_IMAGE, an image that `make test-docker` builds")
+if not IMAGE:
+    pytest.skip("needs GHOSTNET_IMAGE, an image that `make test-docker` builds", allow_module_level=True)
 HARDENED = ['--read-only', '--tmpfs', '/tmp', '--network', 'none', '--user', '12345']
 
 
@@ -17,8 +20,10 @@ def docker_run(*args, **kwargs):
 
 
 @pytest.fixture
-def mounts(mini, calibrated):
-    return ['-v', mini + ':/data:ro', '-v', os.path.dirname(calibrated) + ':/models:ro']
+def mounts():
+    """The real images and the calibrated checkpoint, where the image looks for them."""
+    return ['-v', os.path.join(SHARED, 'data', 'ilsvrc12-mini') + ':/data:ro',
+            '-v', os.path.join(SHARED, 'reference', 'calibrated') + ':/models:ro']
 
 
 @pytest.mark.parametrize('flags', [[], HARDENED], ids=['plain', 'hardened'])
@@ -49,10 +54,11 @@ def test_other_arguments_go_to_main(mounts):
     assert docker_run('--eval', '--load', 'x')[0] == 2
 
 
-def test_the_test_suite_passes_inside(shared):
+def test_the_test_suite_passes_inside():
     # The slow ones are `make test-tf1`'s, on the same packages.
-    flags = ['-v', shared + ':/shared:ro', '--entrypoint', 'python', '--tmpfs', '/tmp:exec', '--read-only']
-    status, out, err = docker_run('-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-m', 'not slow', 'tests', flags=flags)
+    flags = ['-v', SHARED + ':/shared:ro', '--entrypoint', 'python', '--tmpfs', '/tmp:exec', '--read-only']
+    status, out, err = docker_run('-m', 'pytest', '-q', '-n', 'logical', '-p', 'no:cacheprovider', '-m', 'not slow', 'tests',
+                                  flags=flags)
     assert status == 0, out[-3000:] + err[-1000:]
 
 

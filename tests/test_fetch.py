@@ -1,6 +1,8 @@
 """models/fetch.py against a server on this machine that misbehaves in all the usual ways."""
+import contextlib
 import functools
 import http.server
+import io
 import json
 import os
 import shutil
@@ -9,14 +11,16 @@ import subprocess
 import sys
 import threading
 import time
+from unittest import mock
 
 import numpy as np
 import pytest
 
-from conftest import ROOT
+from command_line import InputError
+from conftest import ROOT, SHARED, random_checkpoint, without
+from models import fetch
 
-sys.path.insert(0, os.path.join(ROOT, 'models'))
-import fetch    # noqa: E402
+FETCH = os.path.join(ROOT, 'models', 'fetch.py')
 
 NAMES = ['ghostnet_checkpoint.data-00000-of-00001', 'ghostnet_checkpoint.index']
 
@@ -42,11 +46,17 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    """A checkpoint with the names and shapes of the published one."""
+    return random_checkpoint(tmp_path_factory.mktemp('checkpoint') / 'ghostnet_checkpoint')
+
+
 @pytest.fixture
-def server(calibrated, tmp_path):
-    """A server of the calibrated checkpoint, with `manifest`, the path of a manifest that describes it."""
+def server(checkpoint, tmp_path):
+    """A server of the checkpoint, with `manifest`, the path of a manifest that describes it."""
     server = http.server.HTTPServer(('127.0.0.1', 0), Handler)
-    server.folder, server.requests, server.misbehave = os.path.dirname(calibrated), [], lambda handler: False
+    server.folder, server.requests, server.misbehave = os.path.dirname(checkpoint), [], lambda handler: False
     address = 'http://127.0.0.1:%d/' % server.server_port
     manifest = {'checkpoint': 'ghostnet_checkpoint', 'expected': {'images': 300, 'wrong_top1': 218, 'wrong_top5': 131}, 'files': [
         {'name': name, 'address': address + name, 'bytes': os.path.getsize(os.path.join(server.folder, name)),
@@ -63,38 +73,72 @@ def server(calibrated, tmp_path):
 
 
 def run_fetch(server, folder, *flags):
-    run = subprocess.run([sys.executable, os.path.join(ROOT, 'models', 'fetch.py'), '--manifest', server.manifest,
-                          '--to', str(folder)] + [str(flag) for flag in flags],
-                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=120)
+    """Runs fetch.py as a user does, and returns (exit status, stdout, stderr)."""
+    command = [sys.executable, FETCH, '--manifest', server.manifest, '--to', str(folder)] + [str(flag) for flag in flags]
+    run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=120)
     return run.returncode, run.stdout, run.stderr
 
 
-def refused(server, folder, *flags):
+def call_fetch(server, folder, *flags):
+    """The same in this process, which has TensorFlow already."""
+    command = [FETCH, '--manifest', server.manifest, '--to', str(folder)] + [str(flag) for flag in flags]
+    with mock.patch.object(sys, 'argv', command), contextlib.redirect_stdout(io.StringIO()) as out, \
+            contextlib.redirect_stderr(io.StringIO()) as err, pytest.raises(SystemExit) as ended:
+        fetch.run(fetch.main, fetch.parse_args(), 'fetch.py')
+    return ended.value.code or 0, out.getvalue(), err.getvalue()
+
+
+def refused(server, folder, *flags, **kwargs):
     """Exit status 2, one line on stderr, which is returned, and nothing under a final name."""
-    status, _, err = run_fetch(server, folder, *flags)
-    assert status == 2 and err.count('\n') == 1 and 'Traceback' not in err, err
+    status, _, err = kwargs.get('runner', run_fetch)(server, folder, *flags)
+    assert status == 2 and err.count('\n') == 1 and err.startswith('fetch.py: '), err
     assert not any(os.path.exists(str(folder / name)) for name in NAMES)
     return err
 
 
-def test_blob_id_is_gits(shared):
-    assert fetch.git_blob(os.path.join(shared, 'reference', 'published', 'ghostnet_checkpoint.index')) \
-        == 'bfcadbffd51610ea0e712aac6fe3bd57760e019a'
+def test_blob_id_is_gits(tmp_path):
+    for content, blob in ((b'', 'e69de29bb2d1d6434b8b29ae775ad8c2e48c5391'),
+                          (b'hello world\n', '3b18e512dba79e4c8300dd08aeb37f8e728b8dad')):
+        (tmp_path / 'file').write_bytes(content)
+        assert fetch.git_blob(str(tmp_path / 'file')) == blob
 
 
-def test_the_published_manifest(shared):
-    with open(os.path.join(ROOT, 'models', 'published.json')) as f:
-        manifest = json.load(f)
-    index = manifest['files'][1]
-    path = os.path.join(shared, 'reference', 'published', index['name'])
-    assert (index['bytes'], index['git_blob']) == (os.path.getsize(path), fetch.git_blob(path))
+def test_the_published_manifest():
+    manifest = fetch.read_manifest(os.path.join(ROOT, 'models', 'published.json'))
+    assert [(entry['name'], entry['bytes'], entry['git_blob']) for entry in manifest['files']] == [
+        (NAMES[0], 20830176, 'c85677b5d8c57b3577129a8f3378e08119d566e4'),
+        (NAMES[1], 16723, 'bfcadbffd51610ea0e712aac6fe3bd57760e019a')]
+    assert all(entry['address'].endswith('/ghostnet_tensorflow/models/' + entry['name']) for entry in manifest['files'])
     assert manifest['expected']['wrong_top1'] / manifest['expected']['images'] == manifest['expected']['top1_error'] == 0.26066
     assert manifest['expected']['wrong_top5'] / manifest['expected']['images'] == manifest['expected']['top5_error'] == 0.08614
+    if os.path.isdir(SHARED):    # which has the published index
+        path = os.path.join(SHARED, 'reference', 'published', NAMES[1])
+        assert os.path.getsize(path) == 16723
+        fetch.check_blob(path, manifest['files'][1])
+
+
+@pytest.mark.parametrize('isolated', [True, False], ids=['no package', 'no tqdm'])
+def test_python_without_packages(server, tmp_path, isolated):
+    """One line that says what to run. Help and mistakes in the flags need no package."""
+    def run(*args):
+        run = subprocess.run([sys.executable] + ['-I', '-S'] * isolated + [FETCH] + list(args), stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, universal_newlines=True, cwd=str(tmp_path), env=env)
+        return run.returncode, run.stdout, run.stderr
+
+    (tmp_path / 'packages').mkdir()
+    env = without('tqdm', tmp_path / 'packages')
+    status, out, err = run('--manifest', server.manifest, '--to', 'models')
+    assert (status, out) == (2, '') and err.startswith("fetch.py: the package 'tqdm' is missing: run 'make fetch'"), err
+    assert err.count('\n') == 1 and server.requests == []
+    assert run('--help')[0] == 0
+    for flags in (['--timeout', 'nan'], ['--manifest', 'nothing.json'], ['--nothing']):
+        status, out, err = run(*flags)
+        assert (status, out, err.count('\n')) == (2, '', 1) and err.startswith('fetch.py: ') and 'missing' not in err
 
 
 @pytest.mark.slow
 def test_interrupted_and_resumed(server, tmp_path):
-    """The connection breaks half-way, twice; each run goes on where the last one ended."""
+    """The connection breaks half-way, twice; each run continues where the last one ended."""
     folder = tmp_path / 'models'
 
     def cut(handler):
@@ -110,8 +154,8 @@ def test_interrupted_and_resumed(server, tmp_path):
         return True
 
     server.misbehave = cut
-    for _ in range(2):
-        err = refused(server, folder)
+    for runner in (run_fetch, call_fetch):
+        err = refused(server, folder, runner=runner)
         assert 'run this again' in err or 'cannot be downloaded' in err
     server.misbehave = lambda handler: False
     status, out, err = run_fetch(server, folder)
@@ -121,7 +165,7 @@ def test_interrupted_and_resumed(server, tmp_path):
     assert sorted(os.listdir(str(folder))) == NAMES
     for name in NAMES:
         assert (folder / name).read_bytes() == open(os.path.join(server.folder, name), 'rb').read()
-    assert run_fetch(server, folder, '--verify')[0] == 0
+    assert call_fetch(server, folder, '--verify')[0] == 0
 
 
 @pytest.mark.slow
@@ -129,10 +173,10 @@ def test_a_wrong_start_is_not_resumed_for_ever(server, tmp_path):
     work = tmp_path / 'models' / '.fetch'
     work.mkdir(parents=True)
     (work / NAMES[0]).write_bytes(b'wrong' * 1000)
-    assert run_fetch(server, tmp_path / 'models')[0] == 0
+    assert call_fetch(server, tmp_path / 'models')[0] == 0
 
 
-def test_wrong_bytes_are_refused(server, calibrated, tmp_path):
+def test_wrong_bytes_are_refused(server, tmp_path):
     wrong = tmp_path / 'wrong'
     wrong.mkdir()
     for name in NAMES:
@@ -184,18 +228,18 @@ def test_a_server_that_stalls(server, tmp_path):
 
 
 @pytest.mark.slow
-def test_from_a_folder(server, calibrated, tmp_path):
+def test_from_a_folder(server, checkpoint, tmp_path):
     assert 'is missing' in refused(server, tmp_path / 'models', '--from', tmp_path) and not (tmp_path / 'models').exists()
-    status, out, _ = run_fetch(server, tmp_path / 'models', '--from', os.path.dirname(calibrated))
+    status, _, _ = call_fetch(server, tmp_path / 'models', '--from', os.path.dirname(checkpoint))
     assert status == 0 and server.requests == [] and sorted(os.listdir(str(tmp_path / 'models'))) == NAMES
 
 
 @pytest.mark.slow
-def test_every_flipped_bit_is_found_and_its_tensor_named(calibrated, tmp_path):
+def test_every_flipped_bit_is_found_and_its_tensor_named(checkpoint, tmp_path):
     """Should the blob ids be right for wrong bytes: 50 bits over all of the data, and TensorFlow's CRCs."""
     prefix = str(tmp_path / 'ghostnet_checkpoint')
     for name in NAMES:
-        shutil.copyfile(os.path.join(os.path.dirname(calibrated), name), str(tmp_path / name))
+        shutil.copyfile(os.path.join(os.path.dirname(checkpoint), name), str(tmp_path / name))
     rng = np.random.RandomState(0)
     size = os.path.getsize(str(tmp_path / NAMES[0]))
     named = set()
@@ -208,22 +252,35 @@ def test_every_flipped_bit_is_found_and_its_tensor_named(calibrated, tmp_path):
                 f.write(bytes([value]))
                 f.flush()
                 if value != byte:
-                    with pytest.raises(fetch.FetchError) as error:
+                    with pytest.raises(InputError) as error:
                         fetch.verify_tensors(prefix)
                     named.add(str(error.value).split(' at ')[1].split(':')[0])
     assert len(named) > 10 and all(name.startswith('MobileNetV2/') for name in named)
 
 
 def test_a_checkpoint_of_another_network_does_not_pass():
-    with pytest.raises(fetch.FetchError, match='does not fit'):
+    with pytest.raises(InputError, match='does not fit'):
         fetch.verify_tensors(os.path.join(ROOT, 'models', 'digits_checkpoint'))
 
 
 @pytest.mark.parametrize('missing', ['images', 'wrong_top1', 'wrong_top5'])
-def test_a_manifest_without_a_count_is_none(tmp_path, missing):
+def test_a_manifest_without_a_count_is_refused(tmp_path, missing):
     with open(os.path.join(ROOT, 'models', 'published.json')) as f:
         manifest = json.load(f)
     del manifest['expected'][missing]
     (tmp_path / 'manifest.json').write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match='no manifest'):
+    with pytest.raises(InputError, match='is not a manifest'):
         fetch.read_manifest(str(tmp_path / 'manifest.json'))
+
+
+@pytest.mark.parametrize('content', [b'', b'[]', b'{"files": [{}]}', b'no JSON', b'\xff'])
+def test_a_file_that_is_not_a_manifest(tmp_path, content):
+    (tmp_path / 'manifest.json').write_bytes(content)
+    with pytest.raises(InputError, match='is not a manifest'):
+        fetch.read_manifest(str(tmp_path / 'manifest.json'))
+
+
+def test_a_manifest_without_addresses(server, tmp_path):
+    """That of the digits' checkpoint, which is part of the project."""
+    server.manifest = os.path.join(ROOT, 'models', 'digits.json')
+    assert 'has no address of digits_checkpoint.data' in refused(server, tmp_path / 'models', runner=call_fetch)

@@ -1,105 +1,57 @@
 """The network against what the published program computed, recorded from it."""
+import json
 import os
+
+from tf_compat import TENSORFLOW_VERSION, tf
 
 import numpy as np
 import pytest
+from tensorpack.tfutils.tower import PredictTowerContext
 
-from conftest import random_checkpoint, recorded_weight
-from ghostnet import GhostNet, of_checkpoint
-from imagenet_utils import MODEL_VARIABLE, CheckpointRestore, session_creator
-from tensorpack.tfutils import DictRestore
-from tensorpack.tfutils.tower import PredictTowerContext, TrainTowerContext
-from tf_compat import TENSORFLOW_VERSION, tf
+from checkpoints import CheckpointRestore
+from conftest import SHARED, random_checkpoint
+from ghostnet import ROWS, Bottleneck, GhostNet, from_checkpoint, infer_width
+from imagenet_utils import session_creator
+from recorded.record import compute_logits, load_recorded_weights, relative_error, step_differences, training_step
 
 TF1 = TENSORFLOW_VERSION.startswith('1.')
 CONFIGS = ['default', 'width_0.5', 'width_1.3', 'se_0', 'dw5_ratio3', 'classes_10']
 
 
-def relative_error(value, reference):
-    return np.linalg.norm(np.subtract(value, reference)) / np.linalg.norm(reference)
-
-
-def model_of(args, **kwargs):
-    return GhostNet(num_classes=args.get('nc', 1000), dw_code=args.get('dw'), ratio_code=args.get('ratio'), se=args.get('se', 3),
-                    width=args.get('width', 1.0), **kwargs)
-
-
-def model_variables():
-    return {v.op.name: v for v in tf.global_variables() if MODEL_VARIABLE.search(v.op.name)}
-
-
-def load_recorded(session):
-    DictRestore({name: recorded_weight(name, v.shape.as_list()) for name, v in model_variables().items()}).init(session)
-
-
-@pytest.fixture
-def recorded(shared):
-    return np.load(os.path.join(shared, 'reference', 'expected_logits.npz'))
+def recordings(recorded):
+    """The public recording and, where it is, the one of ImageNet images in ../shared: [(json, npz), ...]."""
+    folder = os.path.join(SHARED, 'reference')
+    if not os.path.isdir(folder):
+        return [recorded]
+    with open(os.path.join(folder, 'expected.json')) as f:
+        return [recorded, (json.load(f), np.load(os.path.join(folder, 'expected_logits.npz')))]
 
 
 @pytest.mark.parametrize('config', CONFIGS)
-def test_recorded_logits(config, expected, recorded):
-    with tf.Graph().as_default(), session_creator().create_session() as session, PredictTowerContext(''):
-        model = model_of(expected[config]['args'])
-        image = tf.placeholder(tf.uint8, [None, 224, 224, 3])
-        logits = model.get_logits(image)
-        shapes = {name: v.shape.as_list() for name, v in model_variables().items()}
-        assert shapes == dict(expected[config]['variables'])
-        assert sum(int(np.prod(v.shape.as_list())) for v in tf.trainable_variables()) == expected[config]['params']
-        load_recorded(session)
-        output = session.run(logits, {image: recorded['images']})
-    error = relative_error(output, recorded['logits_' + config])
-    print('%s: relative error of the logits %.2g' % (config, error))
-    assert error <= (1e-6 if TF1 else 1e-5)
+def test_recorded_logits(config, recorded):
+    """Names and shapes of all variables, the number of parameters, and the logits."""
+    both = recordings(recorded)
+    outputs, variables, parameters = compute_logits(both[0][0][config]['args'], *[arrays['images'] for _, arrays in both])
+    for logits, (record, arrays) in zip(outputs, both):
+        assert dict(variables) == dict(record[config]['variables']) and parameters == record[config]['params']
+        error = relative_error(logits, arrays['logits_' + config])
+        print('%s: relative error of the logits %.2g' % (config, error))
+        assert error <= (1e-6 if TF1 else 1e-5)
 
 
-def test_recorded_training_step(expected, recorded):
-    with tf.Graph().as_default(), session_creator().create_session() as session:
-        model = GhostNet(dropout_keep_prob=1.0)
-        image, label = [tf.placeholder(spec.dtype, spec.shape) for spec in model.inputs()]
-        with TrainTowerContext(''):
-            cost = model.build_graph(image, label)
-        variables = tf.trainable_variables()
-        gradients = tf.gradients(cost, variables)
-        graph = session.graph
-        load_recorded(session)
-        feed = {image: recorded['images'], label: recorded['labels']}
-        cost, xentropy, logits, gradients = session.run(
-            [cost, graph.get_tensor_by_name('xentropy-loss:0'), graph.get_tensor_by_name('logits:0'), gradients], feed)
-        session.run(tf.get_collection(tf.GraphKeys.UPDATE_OPS), feed)
-        ema = {v.op.name: np.abs(session.run(v)).sum() for v in tf.global_variables() if v.op.name.endswith('/EMA')}
-
-    train = expected['train']
-    norms = {v.op.name: np.linalg.norm(g) for v, g in zip(variables, gradients)}
-    assert set(norms) == set(train['grad_l2']) and len(norms) == 273
-    floor = 1e-5 * max(train['grad_l2'].values())
-    worst = max(abs(norms[n] / r - 1) for n, r in train['grad_l2'].items() if r > floor)
-    assert max(norms[n] for n, r in train['grad_l2'].items() if r <= floor) < 10 * floor    # zero but for rounding
-    overall = np.linalg.norm(list(norms.values())) / np.linalg.norm(list(train['grad_l2'].values())) - 1
-    assert set(ema) == set(train['ema'])
-    errors = {
-        'cost': abs(cost / train['cost'] - 1), 'xentropy': abs(xentropy / train['xentropy'] - 1),
-        'logits': relative_error(logits, recorded['logits_train']), 'worst norm': worst, 'global norm': abs(overall),
-        'ema': max(abs(ema[n] / r - 1) for n, r in train['ema'].items())}
-    print('training step:', {k: '%.2g' % v for k, v in errors.items()})
-    bounds = (dict(zip(errors, [1e-4, 1e-4, 1e-5, 1e-3, 1e-3, 1e-4])) if TF1 else
-              dict(zip(errors, [1e-4, 1e-4, 2e-3, 0.1, 0.01, 1e-3])))
-    assert {k: v for k, v in errors.items() if v > bounds[k]} == {}
-
-
-def test_names_and_shapes_of_the_published_index(shared):
-    reader = tf.train.NewCheckpointReader(os.path.join(shared, 'reference', 'published', 'ghostnet_checkpoint'))
-    published = {name: shape for name, shape in reader.get_variable_to_shape_map().items() if MODEL_VARIABLE.search(name)}
-    with tf.Graph().as_default(), PredictTowerContext(''):
-        model = GhostNet()
-        model.get_logits(tf.placeholder(tf.float32, [None, 224, 224, 3]))
-        shapes = {name: v.shape.as_list() for name, v in model_variables().items()}
-    assert len(published) == 435 and shapes == published
+def test_recorded_training_step(recorded):
+    names = ('cost', 'xentropy', 'logits', 'worst norm', 'global norm', 'ema')
+    bounds = dict(zip(names, [1e-4, 1e-4, 1e-5, 1e-3, 1e-3, 1e-4] if TF1 else [1e-4, 1e-4, 2e-3, 0.1, 0.01, 1e-3]))
+    for record, arrays in recordings(recorded):
+        step, logits = training_step(arrays['images'], arrays['labels'])
+        errors = dict(step_differences(step, record['train']), logits=relative_error(logits, arrays['logits_train']))
+        print('training step:', {name: '%.2g' % error for name, error in errors.items()})
+        assert len(step['grad_l2']) == 273 and {name: error for name, error in errors.items() if error > bounds[name]} == {}
 
 
 def test_width_multiplier_rounds_as_published():
-    assert [GhostNet(width=w).scaled(d) for w, d in [(1.0, 16), (0.5, 16), (0.1, 16), (0.5, 184), (1.3, 72), (1.3, 40), (0.35, 40)]] \
-        == [16, 8, 8, 92, 92, 52, 16]
+    cases = [(1.0, 16, 16), (0.5, 16, 8), (0.1, 16, 8), (0.5, 184, 92), (1.3, 72, 92), (1.3, 40, 52), (0.35, 40, 16)]
+    assert [GhostNet(width=width).scaled(depth) for width, depth, _ in cases] == [channels for _, _, channels in cases]
 
 
 def test_a_short_code_is_not_used():
@@ -120,8 +72,21 @@ def test_kernel_initializer_is_the_published_truncated_normal():
 def test_variant_width_and_classes_are_found_in_a_checkpoint(variant, width, tensors, tmp_path):
     restore = CheckpointRestore(random_checkpoint(tmp_path / 'checkpoint', variant=variant, width=width, num_classes=7))
     assert restore.variant == variant and len(restore.values) == tensors
-    model = of_checkpoint(restore)
+    model = from_checkpoint(restore)
     assert (model.variant, model.width, model.num_classes) == (variant, width, 7)
+
+
+@pytest.mark.parametrize('variant', ['published', 'pytorch', 'imgclsmob'])
+def test_the_roundest_width_with_these_channels_is_found(variant):
+    """From the numbers of channels alone, for every width of the paper's kind and some odd ones."""
+    for width in [k / 20 for k in range(2, 41)] + [0.33, 0.77, 1.234, 2.5, 5]:
+        model = GhostNet(width=width, variant=variant)
+        channels = {i: model.channels(row) for i, row in enumerate(ROWS)}
+        expanded = {i: model.expanded(row, ROWS[i - 1].depth) for i, row in enumerate(ROWS) if isinstance(row, Bottleneck)}
+        found = infer_width(channels, expanded, variant)
+        same = GhostNet(width=found, variant=variant)
+        assert {i: same.channels(row) for i, row in enumerate(ROWS)} == channels
+        assert len('%g' % found) <= len('%g' % width) and abs(found - width) < 0.1
 
 
 # ---------------------------------------------------------------------------------------------------------------- backbone
@@ -131,7 +96,7 @@ def feature_maps(image, **options):
     with tf.Graph().as_default(), session_creator().create_session() as session, PredictTowerContext(''):
         placeholder = tf.placeholder(tf.uint8, [None, None, None, 3])
         maps = GhostNet(**options).feature_maps(placeholder)
-        load_recorded(session)
+        load_recorded_weights(session)
         return session.run(maps, {placeholder: image})
 
 
@@ -143,7 +108,8 @@ def noise():
 def test_feature_maps_are_at_four_strides(noise):
     maps = feature_maps(noise)
     assert [(name, maps[name].shape) for name in maps] == [
-        ('Conv2d_3', (2, 40, 56, 24)), ('Conv2d_5', (2, 20, 28, 40)), ('Conv2d_11', (2, 10, 14, 112)), ('Conv2d_16', (2, 5, 7, 160))]
+        ('Conv2d_3', (2, 40, 56, 24)), ('Conv2d_5', (2, 20, 28, 40)), ('Conv2d_11', (2, 10, 14, 112)),
+        ('Conv2d_16', (2, 5, 7, 160))]
     odd = feature_maps(noise[:, :101, :77], width=0.5)    # sizes are rounded up
     assert [m.shape for m in odd.values()] == [(2, 26, 20, 12), (2, 13, 10, 20), (2, 7, 5, 56), (2, 4, 3, 80)]
 
@@ -152,9 +118,9 @@ def test_the_last_feature_map_is_what_the_head_gets():
     with tf.Graph().as_default(), session_creator().create_session() as session, PredictTowerContext(''):
         model = GhostNet()
         image = tf.placeholder(tf.uint8, [None, 224, 224, 3])
-        with model.layers():
-            rows = model.rows(image)
-        load_recorded(session)
+        with model.arg_scope():
+            rows = model.row_outputs(image)
+        load_recorded_weights(session)
         picture = np.random.RandomState(1).randint(0, 256, (1, 224, 224, 3)).astype(np.uint8)
         before_head = session.run(rows[16], {image: picture})
     assert relative_error(feature_maps(picture)['Conv2d_16'], before_head) < 1e-4

@@ -1,5 +1,6 @@
 """data/ilsvrc12/prepare.py as a user runs it, on archives in the official format: good ones, broken ones and hostile ones."""
 import collections
+import contextlib
 import gzip
 import hashlib
 import importlib.util
@@ -13,27 +14,43 @@ import subprocess
 import sys
 import tarfile
 import time
+import warnings
+from unittest import mock
 
 import cv2
 import numpy as np
 import pytest
 from scipy.io import savemat
 
-from conftest import ROOT
+from conftest import ROOT, SHARED, without
 
 PREPARE = os.path.join(ROOT, 'data', 'ilsvrc12', 'prepare.py')
 DEVKIT_DATA = 'ILSVRC2012_devkit_t12/data/'
 FIELDS = ['ILSVRC2012_ID', 'WNID', 'words', 'gloss', 'num_children', 'children', 'wordnet_height', 'num_train_images']
+MINI = os.path.join(SHARED, 'data', 'ilsvrc12-mini')    # real images, which a lone clone does not have
 Archives = collections.namedtuple('Archives', 'devkit val train')
 
 pytestmark = pytest.mark.slow
 
+spec = importlib.util.spec_from_file_location('ilsvrc12_prepare', PREPARE)
+prepare = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(prepare)
+
 
 def run_prepare(*args, **kwargs):
-    """Runs prepare.py and returns (exit status, stdout, stderr)."""
+    """Runs prepare.py as a user does, and returns (exit status, stdout, stderr)."""
     run = subprocess.run([sys.executable, PREPARE] + [str(a) for a in args], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                          universal_newlines=True, timeout=300, **kwargs)
     return run.returncode, run.stdout, run.stderr
+
+
+def call_prepare(*args):
+    """The same in this process, which has SciPy already: a tenth of the time."""
+    with mock.patch.object(sys, 'argv', [PREPARE] + [str(a) for a in args]), contextlib.redirect_stdout(io.StringIO()) as out, \
+            contextlib.redirect_stderr(io.StringIO()) as err, warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
+        warnings.showwarning = lambda *warning, **_: err.write('%s\n' % warning[0])    # pytest would keep it for itself
+        prepare.run(prepare.main, prepare.parse_args(), 'prepare.py')
+    return ended.value.code or 0, out.getvalue(), err.getvalue()
 
 
 def flags(archives, out):
@@ -41,15 +58,15 @@ def flags(archives, out):
 
 
 def made(*args, **kwargs):
-    """Runs prepare.py on good input; returns stdout."""
-    status, out, err = run_prepare(*args, **kwargs)
+    """Runs prepare.py on good input, in this process unless `runner` is given; returns stdout."""
+    status, out, err = kwargs.pop('runner', call_prepare)(*args, **kwargs)
     assert status == 0 and err == '', (status, out, err)
     return out
 
 
 def refused(*args, **kwargs):
-    """Runs prepare.py on bad input: exit status 2, nothing on stdout, one line on stderr, which is returned."""
-    status, out, err = run_prepare(*args, **kwargs)
+    """Runs it on bad input: exit status 2, nothing on stdout, one line on stderr, which is returned."""
+    status, out, err = kwargs.pop('runner', call_prepare)(*args, **kwargs)
     assert status == 2 and out == '' and err.count('\n') == 1 and err.startswith('prepare.py: '), (status, out, err)
     return err
 
@@ -149,54 +166,52 @@ def small(tmp_path_factory):
     return archives, str(folder / 'tree')
 
 
-@pytest.fixture(scope='module')
-def official(mini, tmp_path_factory):
-    """Archives from the images and the 1,000 synsets of the real tree; and [(file in it, label), ...] of the validation images.
-
-    ILSVRC2012_IDs are not in the order of the WordNet ids, as in the devkit. Images are numbered from 1, and where the tree
-    has no training image of a class, a picture of noise stands for one.
-    """
-    with open(os.path.join(mini, 'caffe_ilsvrc12', 'synset_words.txt'), encoding='utf-8') as f:
-        words = dict(line.rstrip('\n').split(' ', 1) for line in f)
-    order = sorted(words)
-    random.Random(5).shuffle(order)
-    listed = [(os.path.join(mini, 'val', sorted(words)[int(label)], name), int(label)) for name, label in (
-        line.split() for line in read_list(mini, 'val.txt').decode().splitlines())]
-    noise = photograph(0)
-    train = {}
-    for number, synset in enumerate(order):
-        folder = os.path.join(mini, 'train', synset)
-        files = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-        images = [open(os.path.join(folder, file), 'rb').read() for file in files] or [noise]
-        train[synset] = [('%s_%d.JPEG' % (synset, 9 + i), image) for i, image in enumerate(images)]
-    archives = write_archives(
-        tmp_path_factory.mktemp('official'), [(synset, words[synset], len(train[synset])) for synset in order],
-        [1 + order.index(sorted(words)[label]) for _, label in listed], [open(file, 'rb').read() for file, _ in listed], train)
-    return archives, listed
-
-
 # --------------------------------------------------------------------------------------------------------- the whole path
 
-def test_the_tree_is_that_of_the_devkit(mini, official, tmp_path):
-    archives, listed = official
+def test_the_tree_is_that_of_the_devkit(tmp_path):
+    """1,000 classes, whose ILSVRC2012_IDs are not in the order of the WordNet ids; run as a user runs it."""
+    rng = random.Random(5)
+    synsets = ['n%08d' % number for number in sorted(rng.sample(range(10 ** 8), 1000))]
+    words = {synset: "class %d, it's a-class (sort of)" % label for label, synset in enumerate(synsets)}
+    order = rng.sample(synsets, 1000)
+    labels = [rng.randrange(1000) for _ in range(300)]
+    val = [photograph(number) for number in range(300)]
+    train = {synset: [('%s_%d.JPEG' % (synset, 9 + i), val[(label + i) % 300]) for i in range(1 + label % 2)]
+             for label, synset in enumerate(synsets)}
+    archives = write_archives(tmp_path, [(synset, words[synset], len(train[synset])) for synset in order],
+                              [1 + order.index(synsets[label]) for label in labels], val, train)
     tree = tmp_path / 'made' / 'tree'
-    assert made(*flags(archives, tree)) == '%s: 1000 classes, 300 validation images, %d training images\n' % (
-        tree, read_list(tree, 'train.txt').count(b'\n'))
-    for name in ('synsets.txt', 'synset_words.txt'):
-        assert read_list(tree, name) == read_list(mini, name)
-    assert read_list(tree, 'val.txt') == ''.join(
-        'ILSVRC2012_val_%08d.JPEG %d\n' % (number, label) for number, (_, label) in enumerate(listed, 1)).encode()
-    synsets = read_list(mini, 'synsets.txt').decode().split()
-    for number, (file, label) in enumerate(listed, 1):
-        with open(file, 'rb') as f, open(
-                str(tree / 'val' / synsets[label] / ('ILSVRC2012_val_%08d.JPEG' % number)), 'rb') as g:
-            assert f.read() == g.read()
-    train = [line.split() for line in read_list(tree, 'train.txt').decode().splitlines()]
-    assert train == sorted(train, key=lambda entry: entry[0]) and {int(label) for _, label in train} == set(range(1000))
-    assert all(file.startswith(synsets[int(label)] + '/') and (tree / 'train' / file).is_file() for file, label in train)
-    assert made('--check', tree) == (
-        "synsets.txt: equal to the published list\nval.txt: differs from the published list\n"
-        "%s is sound: 1000 classes, 300 validation images, %d training images\n" % (tree, len(train)))
+    assert made(*flags(archives, tree), runner=run_prepare) == (
+        '%s: 1000 classes, 300 validation images, 1500 training images\n' % tree)
+    assert read_list(tree, 'synsets.txt').decode() == ''.join('%s\n' % synset for synset in synsets)
+    assert read_list(tree, 'synset_words.txt').decode() == ''.join('%s %s\n' % (synset, words[synset]) for synset in synsets)
+    assert read_list(tree, 'val.txt').decode() == ''.join(
+        'ILSVRC2012_val_%08d.JPEG %d\n' % (number, label) for number, label in enumerate(labels, 1))
+    for number, (label, image) in enumerate(zip(labels, val), 1):
+        assert (tree / 'val' / synsets[label] / ('ILSVRC2012_val_%08d.JPEG' % number)).read_bytes() == image
+    listed = [line.split() for line in read_list(tree, 'train.txt').decode().splitlines()]
+    assert listed == [['%s/%s' % (synset, name), str(label)] for label, synset in enumerate(synsets)
+                      for name in sorted(name for name, _ in train[synset])]
+    for synset in synsets:
+        for name, image in train[synset]:
+            assert (tree / 'train' / synset / name).read_bytes() == image
+    assert made('--check', tree, runner=run_prepare) == (
+        "synsets.txt: differs from the published list\nval.txt: differs from the published list\n"
+        "%s is sound: 1000 classes, 300 validation images, 1500 training images\n" % tree)
+
+
+def test_the_published_lists(small, tmp_path):
+    tree = small[1]
+    published = {name: hashlib.sha256(read_list(tree, name)).hexdigest() for name in ('synsets.txt', 'val.txt')}
+    with mock.patch.object(prepare, 'PUBLISHED', published):
+        assert made('--check', tree).startswith("synsets.txt: equal to the published list\nval.txt: equal to the published list\n")
+    if os.path.isdir(MINI):    # the real synsets and their words
+        with open(os.path.join(MINI, 'caffe_ilsvrc12', 'synset_words.txt'), encoding='utf-8') as f:
+            classes = [tuple(line.rstrip('\n').split(' ', 1)) + (1,) for line in f]
+        write_devkit(tmp_path / 'devkit.tar.gz', random.Random(5).sample(classes, 1000), [1])
+        assert prepare.read_devkit(str(tmp_path / 'devkit.tar.gz'))[0] == classes
+        synsets = ''.join('%s\n' % synset for synset, _, _ in classes).encode()
+        assert hashlib.sha256(synsets).hexdigest() == prepare.PUBLISHED['synsets.txt']
 
 
 def test_small_archives_and_words_of_any_script(tmp_path):
@@ -277,7 +292,7 @@ def test_links_to_an_extracted_folder(small, tmp_path, flat):
     before = contents(source)
     linked = tmp_path / 'linked'
     for _ in range(2):    # the second time, all links are there
-        made('--links', 'source', '--devkit', archives.devkit, '--out', 'linked', cwd=str(tmp_path))
+        made('--links', 'source', '--devkit', archives.devkit, '--out', 'linked', runner=run_prepare, cwd=str(tmp_path))
     for name in ('synsets.txt', 'synset_words.txt', 'val.txt', 'train.txt'):
         assert read_list(linked, name) == read_list(tree, name)
     for path, digest in contents(tree).items():
@@ -289,9 +304,27 @@ def test_links_to_an_extracted_folder(small, tmp_path, flat):
     # Archives are never extracted through a link, and a folder of images is never replaced by one.
     assert ' is a link' in refused(*flags(archives, linked))
     shutil.copytree(tree, str(tmp_path / 'copy'))
-    assert ' exists and is no link' in refused('--links', source, '--devkit', archives.devkit, '--out', tmp_path / 'copy')
+    assert ' exists and is not a link' in refused('--links', source, '--devkit', archives.devkit, '--out', tmp_path / 'copy')
     assert contents(tmp_path / 'copy/val') == contents(os.path.join(tree, 'val'))
     assert contents(source) == before
+
+
+def test_an_image_from_the_archive_replaces_a_link_to_a_damaged_one(small, tmp_path):
+    """What the link names is the user's, and stays as it is."""
+    archives, tree = small
+    image = next(path for path in contents(os.path.join(tree, 'val')) if path.endswith('00000007.JPEG'))
+    source = tmp_path / 'source' / 'val'
+    source.mkdir(parents=True)
+    for path, digest in contents(os.path.join(tree, 'val')).items():
+        if digest is not None:
+            shutil.copy(os.path.join(tree, 'val', path), str(source))
+    damaged = write(source / os.path.basename(image), b'damaged')
+    made('--links', tmp_path / 'source', '--devkit', archives.devkit, '--out', tmp_path / 'linked')
+    before = contents(source)
+    assert os.path.realpath(str(tmp_path / 'linked' / 'val' / image)) == damaged
+    made('--val', archives.val, '--devkit', archives.devkit, '--out', tmp_path / 'linked')
+    assert contents(source) == before
+    assert contents(tmp_path / 'linked')['val/' + image] == contents(tree)['val/' + image]
 
 
 def test_links_to_a_folder_that_lacks_something(small, tmp_path):
@@ -311,7 +344,7 @@ def test_links_to_a_folder_that_lacks_something(small, tmp_path):
     os.rename(str(source / 'train' / synsets[4]), str(tmp_path / 'class'))
     assert 'lacks 1 of 20 classes, the first is %s' % synsets[4] in refused(*command)
     shutil.copytree(str(tmp_path / 'class'), str(source / 'train' / 'n99999999'))
-    assert 'n99999999 is a folder of no class' in refused(*command)
+    assert 'n99999999 is not the folder of a class' in refused(*command)
 
 
 # ----------------------------------------------------------------------------------------------------------------- check
@@ -375,29 +408,18 @@ def damage_unfinished(tree):
     return 'the tree is not finished'
 
 
-@pytest.mark.parametrize('damage', [damage_missing, damage_truncated, damage_other_label])
+@pytest.mark.parametrize('damage', [damage_missing, damage_truncated, damage_other_label, damage_no_image, damage_no_label,
+                                    damage_unlisted, damage_twice, damage_words, damage_unfinished])
 def test_check_names_what_is_wrong(small, tmp_path, damage):
     shutil.copytree(small[1], str(tmp_path / 'tree'))
-    assert damage(tmp_path / 'tree') in refused('--check', tmp_path / 'tree')
-
-
-@pytest.mark.parametrize('damage', [damage_no_image, damage_no_label, damage_unlisted, damage_twice, damage_words,
-                                    damage_unfinished])
-def test_check_names_what_else_is_wrong(small, tmp_path, damage):
-    """Without a process for each, which would import TensorFlow."""
-    spec = importlib.util.spec_from_file_location('ilsvrc12_prepare', PREPARE)
-    prepare = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(prepare)
-    shutil.copytree(small[1], str(tmp_path / 'tree'))
     said = damage(tmp_path / 'tree')
-    with pytest.raises(prepare.Refused) as error:
-        prepare.check(str(tmp_path / 'tree'))
-    assert said in str(error.value)
+    runner = run_prepare if damage in (damage_missing, damage_truncated) else call_prepare
+    assert said in refused('--check', tmp_path / 'tree', runner=runner)
 
 
-def test_check_takes_every_sound_tree(mini, digits):
+def test_check_takes_every_sound_tree(digits):
     """Validation images without folders, training images with names of another form, other kinds of images."""
-    for tree in (mini, digits):
+    for tree in [digits] + [MINI] * os.path.isdir(MINI):
         before = contents(tree)
         assert '%s is sound: ' % tree in made('--check', tree)
         assert contents(tree) == before
@@ -462,8 +484,9 @@ def test_full_disk(small, tmp_path):
     try:
         before = contents(tmp_path)
         for _ in range(2):
-            error = refused(*flags(archives, disk / 'tree'))
-            assert 'cannot write ' in error and 'No space left on device' in error
+            error = refused(*flags(archives, disk / 'tree'), runner=run_prepare)
+            assert 'cannot write ' in error and 'the same command continues from there' in error
+            assert 'No space left on device' in error
             found = contents(disk / 'tree')
             assert not any(path.endswith('.tmp') for path in found) and 'caffe_ilsvrc12/val.txt' not in found
         assert {path: digest for path, digest in contents(tmp_path).items() if not path.startswith('disk')} == {
@@ -477,7 +500,7 @@ def test_full_disk(small, tmp_path):
 
 def test_a_file_that_cannot_be_written_whole(small, tmp_path):
     archives, _ = small
-    error = refused(*flags(archives, tmp_path / 'tree'),
+    error = refused(*flags(archives, tmp_path / 'tree'), runner=run_prepare,
                     preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)))
     assert 'cannot write ' in error and 'File too large' in error
     assert [path for path, digest in contents(tmp_path / 'tree').items() if digest is not None] == []
@@ -523,7 +546,7 @@ def test_members_that_would_leave_the_tree(small, tmp_path, where, kinds):
         bad = write(tmp_path / 'bad.tar', data)
         archives_now = archives._replace(**{'val' if where == 'val' else 'train': bad})
         before = contents(tmp_path)
-        error = refused(*flags(archives_now, tmp_path / 'a' / 'tree'))
+        error = refused(*flags(archives_now, tmp_path / 'a' / 'tree'), runner=run_prepare if kind == kinds[0] else call_prepare)
         name = member.name if isinstance(member, tarfile.TarInfo) else member[0]
         assert 'is refused because of its member %s' % repr(name)[:200] in error and bad in error
         after = contents(tmp_path)
@@ -554,8 +577,9 @@ def test_broken_archives(small, tmp_path, where):
                  'compressed', 'damaged header'):
         broken = cut(data, kind) if where != 'class' else tar_of([(synset, cut(first, kind))])
         bad = write(tmp_path / 'bad.tar', broken)
-        error = refused(*flags(archives._replace(**{'val' if where == 'val' else 'train': bad}), tmp_path / 'tree'))
-        assert 'truncated, damaged or no tar archive' in error and bad in error, kind
+        error = refused(*flags(archives._replace(**{'val' if where == 'val' else 'train': bad}), tmp_path / 'tree'),
+                        runner=run_prepare if kind == 'within an image' else call_prepare)
+        assert 'truncated, damaged or not a tar archive' in error and bad in error, kind
         assert (synset in error) == (where == 'class') or where == 'train', kind
         assert not (tmp_path / 'tree' / 'caffe_ilsvrc12' / 'val.txt').exists()
 
@@ -627,4 +651,28 @@ def test_usage(small, tmp_path):
                  devkit + ['--links', tree, '--out', tree], ['--check', tmp_path / 'none'],
                  val + devkit + ['--out', archives.val], val + devkit + ['--out', '/proc/none']):
         refused(*args)
+    refused(runner=run_prepare)
     assert os.listdir(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize('script, target', [(PREPARE, 'data'), (os.path.join(ROOT, 'data', 'digits', 'prepare.py'), 'eval')],
+                         ids=['ilsvrc12', 'digits'])
+def test_python_without_packages(small, tmp_path, script, target):
+    """One line that says what to run. Help and mistakes in the flags need no package."""
+    def run(python, *args):
+        run = subprocess.run(python + [script] + [str(arg) for arg in args], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                             universal_newlines=True, cwd=str(tmp_path), env=env)
+        return run.returncode, run.stdout, run.stderr
+
+    archives, tree = small
+    bare = [sys.executable, '-I', '-S']
+    (tmp_path / 'packages').mkdir()
+    env = without('cv2', tmp_path / 'packages')
+    missing = "prepare.py: the package '%s' is missing: run 'make %s', which installs it\n"
+    for python, package in ((bare, 'tqdm' if script == PREPARE else 'cv2'), ([sys.executable], 'cv2')):
+        assert run(python, *(['--check', tree] if script == PREPARE else ['--out', 'tree'])) == (2, '', missing % (package, target))
+        assert run(python, '--help')[0] == 0
+        assert run(python, '--out') == (2, '', "prepare.py: argument --out: expected one argument (see --help)\n")
+    if script == PREPARE:
+        assert run(bare, *flags(archives, 'tree')) == (2, '', missing % ('numpy', target))
+    assert os.listdir(str(tmp_path)) == ['packages']

@@ -1,16 +1,16 @@
 """tools/bench.py on few images: what is measured, what is not, and the picture."""
-import os
+
+from tf_compat import TENSORFLOW_VERSION
 
 import pytest
 
-from conftest import ROOT, refused, run_main
-from tf_compat import TENSORFLOW_VERSION
+from conftest import DIGITS_CHECKPOINT, refused, run_main
 
 
 @pytest.mark.slow
 def test_bench(digits, tmp_path):
     status, out, err = run_main(
-        '--data_dir', digits, '--images', 16, '--rounds', 1, '--load', os.path.join(ROOT, 'models', 'digits_checkpoint'), '--plot',
+        '--data_dir', digits, '--images', 16, '--rounds', 1, '--load', DIGITS_CHECKPOINT, '--plot',
         tmp_path / 'bench.png', '--only', 'frozen', 'TensorFlow', 'OpenVINO', 'GhostNet 0.5', 'MobileNetV3-Small 0.75',
         script=['-m', 'tools.bench'])
     assert status == 0, err
@@ -24,7 +24,8 @@ def test_bench(digits, tmp_path):
         assert rows['GhostNet 0.5'][-3:-1] == ['42.3', 'M'] and float(rows['MobileNetV3-Small 0.75'][-1]) > 0
     assert (tmp_path / 'bench.png').read_bytes()[:4] == b'\x89PNG'
     for flags, message in [(['--data_dir', digits, '--only', 'timm'], '--only names nothing'),
-                           (['--data_dir', tmp_path / 'no'], 'there is no folder'), (['--data_dir', digits, '--images', '0'], '--images'),
+                           (['--data_dir', tmp_path / 'no'], 'there is no folder'),
+                           (['--data_dir', digits, '--images', '0'], '--images'),
                            (['--data_dir', digits, '--load', 'no'], 'there is no checkpoint no'),
                            (['--data_dir', digits, '--plot', tmp_path], 'cannot write')]:
         assert message in refused(*flags, script=['-m', 'tools.bench'])

@@ -3,16 +3,17 @@ import json
 import os
 import threading
 
+from tf_compat import TENSORFLOW_VERSION, tf
+
 import numpy as np
 import pytest
 
-import engines
 from command_line import InputError
-from conftest import ROOT, evaluated, random_checkpoint, refused, run_main
-from tf_compat import TENSORFLOW_VERSION, tf
+from conftest import DIGITS_CHECKPOINT, evaluated, random_checkpoint, refused, run_main
+from evaluation.engines import Engine
+from evaluation.evaluate import evaluate, wrong
 
 TF1 = TENSORFLOW_VERSION.startswith('1.')
-DIGITS_CHECKPOINT = os.path.join(ROOT, 'models', 'digits_checkpoint')
 
 
 def needs_tflite():
@@ -29,22 +30,22 @@ def test_wrong_is_in_top_k(k):
     with tf.Graph().as_default(), tf.Session() as session:
         right = session.run(tf.nn.in_top_k(logits, labels, k))
     assert 0 < right.sum() < 500
-    assert (engines.wrong(logits, labels, k) == ~right).all()
+    assert (wrong(logits, labels, k) == ~right).all()
 
 
-@pytest.mark.parametrize('engine', ['frozen', 'tflite'])
-def test_engines_count_as_recorded(mini, calibrated, digits, tmp_path, engine):
-    """tensorpack, the default, is the one of tests/test_main.py."""
+@pytest.mark.parametrize('engine, flags', [
+    ('frozen', []), ('tflite', []), ('tensorpack', ['--jobs', 5, '--eval_batch', 7]), ('frozen', ['--jobs', 5, '--eval_batch', 7]),
+    ('tflite', ['--jobs', 5, '--eval_batch', 7])])
+def test_neither_engine_nor_jobs_nor_batch_change_the_result(digits, evaluated_digits, tmp_path, engine, flags):
+    """The counts are those published of the digits, and the logits those of the default engine."""
     if engine == 'tflite':
         needs_tflite()
-    for data_dir, checkpoint, counts in [(mini, calibrated, (300, 218, 131)), (digits, DIGITS_CHECKPOINT, (360, 4, 0))]:
-        said, result = evaluated(data_dir, checkpoint, tmp_path / 'json', '--engine', engine, '--save_logits', tmp_path / 'logits.npz')
-        assert (result['images'], result['wrong_top1'], result['wrong_top5']) == counts
-        assert result['engine'] == engine and said.endswith('engine %s\n' % engine)
-        if data_dir == mini:
-            recorded = np.load(os.path.join(os.path.dirname(calibrated), 'logits_val.npz'))['logits']
-            saved = np.load(str(tmp_path / 'logits.npz'))['logits']
-            assert np.linalg.norm(saved - recorded) / np.linalg.norm(recorded) < 1e-4
+    said, result = evaluated(digits, DIGITS_CHECKPOINT, tmp_path / 'json', '--engine', engine, '--save_logits',
+                             tmp_path / 'logits.npz', *flags)
+    assert (result['images'], result['wrong_top1'], result['wrong_top5']) == (360, 4, 0)
+    assert result['engine'] == engine and said.endswith('engine %s\n' % engine)
+    saved, expected = np.load(str(tmp_path / 'logits.npz'))['logits'], evaluated_digits[2]['logits']
+    assert np.linalg.norm(saved - expected) / np.linalg.norm(expected) < 1e-5
 
 
 @pytest.mark.slow
@@ -57,28 +58,21 @@ def test_auto_takes_the_fastest_and_says_which(digits, tmp_path):
     assert (result['wrong_top1'], result['wrong_top5']) == (4, 0)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('engine', ['tensorpack', 'frozen', 'tflite'])
-def test_neither_jobs_nor_batch_change_the_counts(digits, tmp_path, engine):
-    if engine == 'tflite':
-        needs_tflite()
-    result = evaluated(digits, DIGITS_CHECKPOINT, tmp_path / 'json', '--engine', engine, '--jobs', 5, '--eval_batch', 7)[1]
-    assert (result['images'], result['wrong_top1'], result['wrong_top5']) == (360, 4, 0)
-
-
 @pytest.mark.parametrize('engine', ['frozen', 'tflite'])
-def test_predict_with_another_engine(digits, tmp_path, engine):
+def test_predict_with_another_engine(digits, evaluated_digits, tmp_path, engine):
     if engine == 'tflite':
         needs_tflite()
-    results = []
-    for name in ('tensorpack', engine):
-        status, _, err = run_main('--predict', os.path.join(digits, 'val'), '--load', DIGITS_CHECKPOINT, '--engine', name,
-                                  '--topk', 10, '--json', tmp_path / name)
-        assert status == 0, err
-        entries = json.loads((tmp_path / name).read_text())
-        results.append((entries, [sorted((c['label'], c['probability']) for c in entry['classes']) for entry in entries]))
-    assert [entry['classes'][0]['label'] for entry in results[0][0]] == [entry['classes'][0]['label'] for entry in results[1][0]]
-    assert np.allclose(results[0][1], results[1][1], atol=1e-5)
+    status, _, err = run_main('--predict', os.path.join(digits, 'val'), '--load', DIGITS_CHECKPOINT, '--engine', engine, '--topk',
+                              10, '--json', tmp_path / 'json')
+    assert status == 0, err
+    logits = dict(zip(evaluated_digits[2]['files'].tolist(), evaluated_digits[2]['logits'].astype(np.float64)))
+    predictions = json.loads((tmp_path / 'json').read_text())
+    assert len(predictions) == len(logits) == 360
+    for entry in predictions:
+        expected = np.exp(logits[os.path.basename(entry['file'])])
+        found = dict((c['label'], c['probability']) for c in entry['classes'])
+        assert entry['classes'][0]['label'] == expected.argmax()
+        assert np.allclose([found[label] for label in range(10)], expected / expected.sum(), atol=1e-5)
 
 
 @pytest.mark.slow
@@ -121,7 +115,7 @@ def test_what_cannot_be_read_ends_the_evaluation_at_once(tmp_path):
         return np.zeros([end - start, 4], np.uint8)
     model = type('Model', (), {'data_format': 'NHWC'})
     with pytest.raises(InputError):
-        engines.evaluate(engines.Engine('none', call, 4), model, [['x', 0]] * 100000, None, 2, read)
+        evaluate(Engine('none', call, 4), model, [['x', 0]] * 100000, None, 2, read)
     assert sum(computed) == 40
 
 
@@ -133,6 +127,6 @@ def test_workers_overlap(tmp_path):
         together.wait(timeout=60)
         return np.zeros([len(images), 10], np.float32)
     model = type('Model', (), {'data_format': 'NHWC'})
-    result = engines.evaluate(engines.Engine('none', call, 4), model, [['x', 0]] * 16, None, 2,
+    result = evaluate(Engine('none', call, 4), model, [['x', 0]] * 16, None, 2,
                               lambda start, end: np.zeros([end - start, 4], np.uint8))
     assert result['logits'].shape == (16, 10) and result['wrong_top1'] == 0

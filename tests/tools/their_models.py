@@ -1,14 +1,15 @@
 """The GhostNets of other libraries, for test_import_weights.py. A process of its own: Triton does not come up beside TensorFlow.
 
-    python tests/their_models.py make MODEL SEED STATE.pth [IMAGES.npy LOGITS.npy]
-    python tests/their_models.py same MODEL STATE.pth BACK
+    python tests/tools/their_models.py make MODEL SEED STATE [IMAGES.npy LOGITS.npy]
+    python tests/tools/their_models.py same MODEL STATE BACK
 
-MODEL is a name in timm, or imgclsmob and its width.
+MODEL is a name in timm, or imgclsmob and its width; STATE and BACK are files of torch.save, or in safetensors by their ending.
 """
 import sys
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
 
 def create(model):
@@ -33,17 +34,20 @@ def make(model, seed, path, images=None, logits=None):
                 module.num_batches_tracked.fill_(int(seed) + 1)
         if images is not None:
             np.save(logits, model(torch.from_numpy(np.load(images).transpose(0, 3, 1, 2).copy())).numpy())
-    torch.save(model.state_dict(), path)
+    if path.endswith('.safetensors'):
+        save_file(model.state_dict(), path)
+    else:
+        torch.save(model.state_dict(), path)
+
+
+def load(path):
+    """The state dict in a file."""
+    return load_file(path) if path.endswith('.safetensors') else torch.load(path, weights_only=True)
 
 
 def same(model, path, back):
     """Fails if the state dict in `back` is not exactly the one in `path`, or the model does not take it."""
-    if back.endswith('.safetensors'):
-        from safetensors.torch import load_file
-        state = load_file(back)
-    else:
-        state = torch.load(back, weights_only=True)
-    expected = torch.load(path, weights_only=True)
+    state, expected = load(back), load(path)
     assert set(state) == set(expected)
     for name, value in expected.items():
         assert state[name].dtype == value.dtype and torch.equal(state[name], value), name

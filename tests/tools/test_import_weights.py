@@ -8,11 +8,14 @@ import cv2
 import numpy as np
 import pytest
 
-from conftest import ROOT, refused, run_main, without
-from imagenet_utils import CheckpointRestore, eval_augmentors, read_image
+from augmentation import eval_images
+from checkpoints import CheckpointRestore
+from conftest import DIGITS_CHECKPOINT, ROOT, refused, run_main
 
+for _package in ('torch', 'timm', 'pytorchcv', 'safetensors'):
+    if importlib.util.find_spec(_package) is None:
+        pytest.skip("needs %s: make test-interop" % _package, allow_module_level=True)
 IMPORT = {'script': ['-m', 'tools.import_weights']}
-DIGITS_CHECKPOINT = os.path.join(ROOT, 'models', 'digits_checkpoint')
 TF1_PYTHON = os.environ.get('GHOSTNET_TF1_PYTHON', os.path.join(ROOT, '.venv-tf1', 'bin', 'python'))
 
 
@@ -28,14 +31,11 @@ def tree(tmp_path_factory):
     for i in range(3):
         noise = cv2.resize(rng.randint(0, 256, (30 + 40 * i, 50, 3)).astype(np.uint8), (300, 280), interpolation=cv2.INTER_CUBIC)
         cv2.imwrite(str(root / 'val' / ('%d.png' % i)), noise)
-    return root, np.stack([eval_augmentors().augment(read_image(str(root / 'val' / ('%d.png' % i)))) for i in range(3)])
+    return root, eval_images([str(root / 'val' / ('%d.png' % i)) for i in range(3)])
 
 
 def their_models(*args):
-    for package in ('torch', 'timm', 'pytorchcv', 'safetensors'):
-        if importlib.util.find_spec(package) is None:
-            pytest.skip("needs %s: make test-interop" % package)
-    status, _, err = run_main(*args, script=[os.path.join(ROOT, 'tests', 'their_models.py')])
+    status, _, err = run_main(*args, script=[os.path.join(ROOT, 'tests', 'tools', 'their_models.py')])
     assert status == 0, err
 
 
@@ -44,12 +44,13 @@ def their_models(*args):
     ('imgclsmob', 0.5, 'imgclsmob 0.5'), ('imgclsmob', 1.0, 'imgclsmob 1.0'), ('imgclsmob', 1.3, 'imgclsmob 1.3')])
 def test_logits_are_those_of_the_library_on_both_stacks_and_the_way_back_is_exact(library, width, model, tree, tmp_path):
     root, pictures = tree
+    theirs = tmp_path / ('theirs.safetensors' if model == 'ghostnet_130' else 'theirs.pth')
     scale, mean, std = [np.float32(values) for values in (1.0 / 255, [0.406, 0.456, 0.485], [0.225, 0.224, 0.229])]
     np.save(str(tmp_path / 'images.npy'), ((pictures.astype(np.float32) * scale - mean) / std)[..., ::-1])
-    their_models('make', model, int(10 * width), tmp_path / 'theirs.pth', tmp_path / 'images.npy', tmp_path / 'theirs.npy')
+    their_models('make', model, int(10 * width), theirs, tmp_path / 'images.npy', tmp_path / 'theirs.npy')
     expected = np.load(str(tmp_path / 'theirs.npy'))
 
-    status, out, err = run_main('--from', library, tmp_path / 'theirs.pth', tmp_path / 'ours', **IMPORT)
+    status, out, err = run_main('--from', library, theirs, tmp_path / 'ours', **IMPORT)
     assert status == 0, err
     assert "width %g, 1000 classes, variant '%s'" % (width, {'timm': 'pytorch'}.get(library, library)) in out
     command = out.splitlines()[1].replace(' DIR ', ' %s ' % root).split()    # as the tool says
@@ -67,7 +68,7 @@ def test_logits_are_those_of_the_library_on_both_stacks_and_the_way_back_is_exac
         for to, name in (('timm', 'back.pth'), ('pytorch', 'back.safetensors')):
             status, _, err = run_main('--to', to, tmp_path / 'ours', tmp_path / name, **IMPORT)
             assert status == 0, err
-            their_models('same', model, tmp_path / 'theirs.pth', tmp_path / name)
+            their_models('same', model, theirs, tmp_path / name)
 
 
 def test_training_wrappers_and_half_precision(tmp_path):
@@ -76,7 +77,8 @@ def test_training_wrappers_and_half_precision(tmp_path):
     import torch
     state = {name: value.half() for name, value in torch.load(str(tmp_path / 'theirs.pth'), weights_only=True).items()
              if not name.endswith('num_batches_tracked')}
-    torch.save({'state_dict': {'module.' + name: value for name, value in state.items()}, 'epoch': 7}, str(tmp_path / 'training.pth'))
+    wrapped = {'state_dict': {'module.' + name: value for name, value in state.items()}, 'epoch': 7}
+    torch.save(wrapped, str(tmp_path / 'training.pth'))
     status, _, err = run_main('--from', 'pytorch', tmp_path / 'training.pth', tmp_path / 'ours', **IMPORT)
     assert status == 0, err
     restore = CheckpointRestore(str(tmp_path / 'ours'))
@@ -112,7 +114,9 @@ def test_files_that_are_no_weights_are_refused(tmp_path):
     their_models('make', 'ghostnetv2_100', 0, tmp_path / 'ghostnetv2.pth')
     import torch
     from safetensors.torch import save_file
-    from tools.import_weights import InputError, import_weights
+
+    from command_line import InputError
+    from tools.import_weights import import_weights
     planted = str(tmp_path / 'planted')
     torch.save({'conv_stem.weight': Code(planted)}, str(tmp_path / 'code.pth'))
     with open(str(tmp_path / 'pickle.pth'), 'wb') as f:
@@ -129,10 +133,15 @@ def test_files_that_are_no_weights_are_refused(tmp_path):
     (tmp_path / 'text.pth').write_text('no weights\n')
     for name, messages in [
             ('code.pth', ['not executed']), ('pickle.pth', ['not executed']), ('module.pth', ['torch.nn.modules.linear.Linear']),
-            ('resnet18.pth', ['is not a GhostNet of timm', 'conv_stem.weight is absent there, (3, 3, 3, 16) in the model; bn1.weight']),
-            ('ghostnetv2.safetensors', ['is not a GhostNet of timm', 'short_conv.0.weight is (72, 24, 1, 1) there, absent']),
-            ('half.pth', ['truncated']), ('half.safetensors', ['truncated']), ('empty.pth', ['truncated']), ('text.pth', ['truncated']),
-            ('numbered.pth', ['no state dict']), ('scalars.pth', ['is not a GhostNet of timm']), ('mixed.pth', ['no state dict']), ('nothing.pth', ['is not a GhostNet of timm']), ('missing.pth', ['there is no file'])]:
+            ('resnet18.pth', ['is not a GhostNet of timm',
+                              'conv_stem.weight is absent there, (3, 3, 3, 16) in the model; bn1.weight']),
+            ('ghostnetv2.safetensors', ['is not a GhostNet of timm',
+                                        'short_conv.0.weight is (72, 24, 1, 1) there, absent']),
+            ('half.pth', ['truncated']), ('half.safetensors', ['truncated']), ('empty.pth', ['truncated']),
+            ('text.pth', ['truncated']),
+            ('numbered.pth', ['not a state dict']), ('scalars.pth', ['is not a GhostNet of timm']),
+            ('mixed.pth', ['not a state dict']), ('nothing.pth', ['is not a GhostNet of timm']),
+            ('missing.pth', ['there is no file'])]:
         with pytest.raises(InputError) as refusal:
             import_weights('timm', str(tmp_path / name), str(tmp_path / 'ours'))
         assert all(message in str(refusal.value) for message in messages) and '\n' not in str(refusal.value), name
@@ -142,21 +151,6 @@ def test_files_that_are_no_weights_are_refused(tmp_path):
     assert not os.path.exists(planted)
 
 
-@pytest.mark.parametrize('package, flags', [
-    ('torch', ['--from', 'timm', DIGITS_CHECKPOINT + '.index', 'ours']),
-    ('safetensors', ['--to', 'timm', DIGITS_CHECKPOINT, 'theirs.safetensors']),
-])
-def test_a_missing_package_is_named(package, flags, tmp_path):
-    (tmp_path / 'packages').mkdir()
-    flags[-1] = tmp_path / flags[-1]
-    message = refused(*flags, env=without(package, tmp_path / 'packages'), **IMPORT)
-    assert "the package '%s' is missing: pip install -r requirements-interop.txt" % package in message
-
-
-def test_what_cannot_go_there_is_refused(tmp_path):
-    assert 'expected one argument' in refused('--from', **IMPORT)
-    assert 'one of the arguments --from --to is required' in refused('x', 'y', **IMPORT)
-    assert 'cannot write' in refused('--from', 'timm', 'x.pth', tmp_path / 'no' / 'ours', **IMPORT)
-    pytest.importorskip('torch')
+def test_another_variant_is_refused(tmp_path):
     assert "the variant 'published', and timm has no such network" in refused(
         '--to', 'timm', DIGITS_CHECKPOINT, tmp_path / 'theirs.pth', **IMPORT)

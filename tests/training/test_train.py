@@ -1,39 +1,28 @@
 """Training as a user runs it, on a few of the digits: recipe, towers, interruptions, fine-tuning, mistakes."""
-import contextlib
 import json
-import math
+import logging
 import os
 import re
-import shutil
 import signal
 import subprocess
-import sys
 import time
+
+from tf_compat import gpu_count, tf
 
 import cv2
 import numpy as np
 import pytest
 
-from conftest import ROOT, random_checkpoint, refused, run_main
-from imagenet_utils import CheckpointRestore, InputError
-from tf_compat import tf
-import training
+from checkpoints import CheckpointRestore
+from conftest import DIGITS_CHECKPOINT, random_checkpoint, refused, run_main
+from dataset import read_images
+from ghostnet import GhostNet
+from recipe import learning_rate
+from runs import STEPS, VALIDATION, cut, difference, flags, started, stats_of, train, variables, wait_for, wrong
+from training.run_folder import saved_steps
+from training.train import Data, Run, train as train_in_process
 
 KILLS = int(os.environ.get('GHOSTNET_KILLS', 5))    # each takes 20 seconds
-DIGITS_CHECKPOINT = os.path.join(ROOT, 'models', 'digits_checkpoint')
-STEPS = 4    # an epoch: 64 images, 16 a step
-VALIDATION = 70    # images: two batches for two towers at once, and one that is left over
-
-
-def cut(digits, tree, train, val, classes=10):
-    """A tree of the first digits of the embedded data set, of the first `classes` classes."""
-    shutil.copytree(digits, str(tree))
-    for name, count in (('train', train), ('val', val), ('synsets', classes)):
-        lists = tree / 'caffe_ilsvrc12' / (name + '.txt')
-        lines = lists.read_text().splitlines()
-        lines = [line for line in lines if name == 'synsets' or int(line.split()[1]) < classes]
-        lists.write_text('\n'.join(lines[:count]) + '\n')
-    return tree
 
 
 @pytest.fixture(scope='module')
@@ -44,81 +33,6 @@ def small(digits, tmp_path_factory):
 @pytest.fixture(scope='module')
 def sixteen(digits, tmp_path_factory):
     return cut(digits, tmp_path_factory.mktemp('sixteen') / 'tree', 16, VALIDATION)
-
-
-def flags(tree, log_dir, *more):
-    """A quick run: a narrow network, 16 images a step."""
-    return ['--train', '--data_dir', tree, '--log_dir', log_dir, '--batch', 16, '--width_ratio', 0.25, '--seed', 1] + list(more)
-
-
-def train(*args):
-    status, out, err = run_main(*args)
-    assert status == 0, err[-2000:]
-    return out
-
-
-@contextlib.contextmanager
-def started(args, output):
-    """main.py in the background, its output in a file: a pipe that nobody reads fills up, and holds it up."""
-    with open(str(output), 'w') as f:
-        process = subprocess.Popen([sys.executable, os.path.join(ROOT, 'main.py')] + [str(arg) for arg in args], cwd=ROOT,
-                                   stdout=f, stderr=subprocess.STDOUT)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def wait_for(process, path, output, seconds=120):
-    end = time.time() + seconds
-    while not os.path.exists(str(path)):
-        assert process.poll() is None and time.time() < end, output.read_text()[-2000:]
-        time.sleep(0.02)
-
-
-def stats_of(log_dir):
-    with open(str(log_dir / 'stats.json')) as f:
-        return json.load(f)
-
-
-def variables(path):
-    return CheckpointRestore(str(path), re.compile('')).values
-
-
-def difference(one, other, kind):
-    """Relative difference of two checkpoints, over all variables whose names end with `kind`."""
-    a, b = (np.concatenate([values[name].ravel() for name in sorted(one) if name.endswith(kind)]) for values in (one, other))
-    return np.linalg.norm(a - b) / np.linalg.norm(a)
-
-
-def wrong(tree, checkpoint, tmp_path, *more):
-    """How many validation images a checkpoint gets wrong."""
-    train('--eval', '--data_dir', tree, '--load', checkpoint, '--json', tmp_path / 'result.json', *more)
-    return json.loads((tmp_path / 'result.json').read_text())['wrong_top1']
-
-
-# ---------------------------------------------------------------------------------------------------------- learning rate
-
-def test_learning_rate_follows_the_recipe():
-    steps = 1281167 // 1024
-    rate = [training.learning_rate(step, steps, 400, 0.1, 1024) for step in range(400 * steps)]
-    assert abs(rate[0] - 0.1) < 1e-12 and rate[5 * steps] == 0.4 and max(rate) == 0.4
-    assert abs(rate[5 * steps // 2] - 0.25) < 1e-3    # half-way up
-    assert abs(rate[(5 + 400) * steps // 2] - 0.2) < 1e-6 and 0 < rate[-1] < 1e-8
-    assert training.learning_rate(0, 10, 4, 0.1, 64) == 0.025    # under five epochs, no warm-up
-    assert training.learning_rate(20, 10, 10, 0.1, 64) == 0.025    # under 25, a fifth of them
-
-
-def test_schedule_is_printed(small):
-    rows = [line.split() for line in train('--lr_schedule').splitlines()]
-    assert ' '.join(rows[0]) == '1281167 images, 1024 a step: 1251 steps an epoch, 500400 in all'
-    epochs = {row[0]: row[1:] for row in rows[1:]}
-    assert epochs['1'][:2] == ['0', '0.1'] and epochs['5'][2] == '6254' and epochs['6'][:2] == ['6255', '0.4']
-    middle = 0.2 * (1 + math.cos(math.pi * (200 * 1251 - 6255) / (500400 - 6255)))
-    assert epochs['201'][:2] == ['250200', '%.6g' % middle] and epochs['400'][2] == '500399' and float(epochs['400'][3]) < 1e-8
-    rows = [line.split() for line in train('--lr_schedule', '--data_dir', small, '--batch', 16, '--epochs', 2).splitlines()]
-    assert rows[0][-3:] == ['8', 'in', 'all'] and rows[-1][1] == '4'
 
 
 # -------------------------------------------------------------------------------------------------------- a run's folder
@@ -135,14 +49,14 @@ def test_run_leaves_what_it_promises(small, tmp_path):
     for name in ('cost', 'xentropy-loss', 'train-error-top1', 'train-error-top5', 'val-error-top1', 'val-error-top5'):
         assert all(np.isfinite(entry[name]) for entry in stats), name
     assert all(entry['images-per-second'] > 0 for entry in stats)
-    assert abs(stats[-1]['learning_rate'] / training.learning_rate(11, STEPS, 3, 0.1, 16) - 1) < 1e-5
+    assert abs(stats[-1]['learning_rate'] / learning_rate(11, STEPS, 3, 0.1, 16) - 1) < 1e-5
     assert any(name.startswith('events.out.tfevents') for name in os.listdir(str(log_dir)))
     assert cv2.imread(str(log_dir / 'curves.png')).std() > 10
 
-    assert training.saved_steps(str(log_dir), 'model') == [STEPS, 2 * STEPS, 3 * STEPS]
+    assert saved_steps(str(log_dir), 'model') == [STEPS, 2 * STEPS, 3 * STEPS]
     errors = [entry['val-error-top1'] for entry in stats]
     best = (1 + errors.index(min(errors))) * STEPS
-    assert training.saved_steps(str(log_dir), 'best') == [best]
+    assert saved_steps(str(log_dir), 'best') == [best]
     for checkpoint, error in (('model-12', errors[-1]), ('best-%d' % best, min(errors)), ('ghostnet_checkpoint', errors[-1])):
         assert wrong(small, log_dir / checkpoint, tmp_path) == round(error * VALIDATION)
     assert not [name for name in os.listdir(str(log_dir)) if 'unfinished' in name or name.endswith('.tmp')]
@@ -155,102 +69,18 @@ def test_run_leaves_what_it_promises(small, tmp_path):
     assert len(stats_of(log_dir)) == 3 and wrong(small, log_dir / 'ghostnet_checkpoint', tmp_path) == round(errors[-1] * VALIDATION)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A run's folder as 3 epochs of 4 steps leave it, with two variables."""
-    tmp_path = tmp_path / 'run.data'    # a name that a checkpoint's file could have
-    tmp_path.mkdir()
-    with tf.Graph().as_default(), tf.Session() as session:
-        tf.get_variable('a/W', initializer=np.arange(6, dtype='float32'))
-        tf.get_variable('global_step', initializer=0)
-        session.run(tf.global_variables_initializer())
-        import imagenet_utils
-        for step in (4, 8, 12):
-            imagenet_utils.save_checkpoint(session, tf.train.Saver(), str(tmp_path / ('model-%d' % step)))
-        imagenet_utils.save_checkpoint(session, tf.train.Saver(), str(tmp_path / 'best-8'))
-    (tmp_path / 'run.json').write_text(json.dumps({'--batch': 16, '--seed': 5}))
-    (tmp_path / 'stats.json').write_text(json.dumps([
-        {'epoch_num': e, 'global_step': 4 * e, 'val-error-top1': error} for e, error in ((1, 0.5), (2, 0.25), (3, 0.5))]))
-    return tmp_path
-
-
-def test_resumption_takes_the_newest_whole_checkpoint(folder):
-    options = {'--batch': 16, '--seed': None}
-    done, restore = training.open_run(str(folder), options, True)
-    assert done == 12 and sorted(restore.values) == ['a/W', 'global_step'] and options['--seed'] == 5
-    # One without its index (the last file to appear) is none; a damaged one is passed over. What came after is forgotten.
-    os.remove(str(folder / 'model-12.index'))
-    data = folder / 'model-8.data-00000-of-00001'
-    data.write_bytes(data.read_bytes()[:-1])
-    (folder / 'unfinished-model-16.data-00000-of-00001').write_bytes(b'half')
-    done, restore = training.open_run(str(folder), options, True)
-    assert done == 4 and restore.path.endswith('model-4')
-    assert [entry['epoch_num'] for entry in stats_of(folder)] == [1]
-    assert training.saved_steps(str(folder), 'model') == [4] and training.saved_steps(str(folder), 'best') == [4]
-    assert not (folder / 'unfinished-model-16.data-00000-of-00001').exists()
-    assert (folder / 'damaged-model-8.index').exists() and (folder / 'damaged-best-8.index').exists()
-
-
-def test_resumption_refuses_what_it_cannot_go_on_with(folder):
-    for options, resume, message in [
-            ({'--batch': 16, '--seed': None}, False, 'add --resume'),
-            ({'--batch': 32, '--seed': None}, True, '--batch was 16'),
-            ({'--batch': 16, '--seed': 6}, True, '--seed was 5')]:
-        with pytest.raises(InputError, match=message):
-            training.open_run(str(folder), options, resume)
-    (folder / 'run.json').write_text('no')
-    with pytest.raises(InputError, match='run.json'):
-        training.open_run(str(folder), {'--batch': 16, '--seed': None}, True)
-    (folder / 'run.json').write_text(json.dumps({'--batch': 16, '--seed': 5}))
-    for step in (4, 8, 12):
-        (folder / ('model-%d.index' % step)).write_bytes(b'no index')
-    with pytest.raises(InputError, match='none of the checkpoints'):
-        training.open_run(str(folder), {'--batch': 16, '--seed': None}, True)
-    assert training.saved_steps(str(folder), 'model') == [4, 8, 12]    # nothing is lost
-
-
-def test_resumption_makes_up_for_a_kill_between_a_checkpoint_and_its_being_the_best(folder):
-    os.remove(str(folder / 'best-8.index'))
-    stats = stats_of(folder)
-    stats[2]['val-error-top1'] = 0.125
-    (folder / 'stats.json').write_text(json.dumps(stats))
-    assert training.open_run(str(folder), {'--batch': 16, '--seed': 5}, True)[0] == 12
-    assert training.saved_steps(str(folder), 'best') == [12] and list(variables(folder / 'best-12')) == ['a/W']
-
-
-def test_results_without_a_checkpoint_are_not_overwritten(folder):
-    for step in (4, 8, 12):
-        os.remove(str(folder / ('model-%d.index' % step)))
-    for resume in (False, True):
-        with pytest.raises(InputError, match='name another folder'):
-            training.open_run(str(folder), {'--batch': 16, '--seed': 5}, resume)
-    assert training.saved_steps(str(folder), 'best') == [8] and len(stats_of(folder)) == 3
-
-
-def test_a_folder_with_other_files_keeps_them(tmp_path):
-    for name in ('notes.tmp', 'unfinished-model-1.txt', 'model-1.txt'):
-        (tmp_path / name).write_text('mine')
-    training.open_run(str(tmp_path), {'--seed': 1}, False)
-    assert sorted(os.listdir(str(tmp_path))) == ['model-1.txt', 'notes.tmp', 'run.json', 'unfinished-model-1.txt']
-    os.remove(str(tmp_path / 'run.json'))
-    for content in ('[]', 'no'):
-        (tmp_path / 'stats.json').write_text(content)
-        with pytest.raises(InputError, match='name another folder'):
-            training.open_run(str(tmp_path), {'--seed': 1}, True)
-
-
-def test_a_best_that_is_lost_is_taken_from_what_is_left(folder):
-    """The best so far, epoch 2, lies in a checkpoint that a former best could not be made up from."""
-    for name in ('best-8.index', 'best-8.data-00000-of-00001'):
-        os.remove(str(folder / name))
-    assert training.open_run(str(folder), {'--batch': 16, '--seed': 5}, True)[0] == 12
-    assert training.saved_steps(str(folder), 'best') == [8]
-
-
-def test_resumption_from_nothing_is_a_start(tmp_path):
-    options = {'--seed': None}
-    assert training.open_run(str(tmp_path), options, True) == (0, None)
-    assert 0 <= options['--seed'] < 2 ** 31 and json.loads((tmp_path / 'run.json').read_text()) == options
+def test_two_runs_in_one_process(small, tmp_path):
+    """A run leaves nothing changed in the process, and the folder free: the second goes on where the first has ended."""
+    graph, handlers = tf.get_default_graph(), [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
+    raising, log = logging.raiseExceptions, logging.getLogger('tensorpack').handlers[:]
+    data = Data(read_images(str(small), 'train'), read_images(str(small), 'val')[:8], 0.08)
+    for folder, seed in (('one', 1), ('two', 1), ('one', 1)):
+        train_in_process(GhostNet(10, width=0.25), data, Run(str(tmp_path / folder), 64, 1, seed=seed, resume=True))
+        assert sorted(stats_of(tmp_path / folder)[0]) and (tmp_path / folder / 'ghostnet_checkpoint.index').exists()
+    assert difference(variables(tmp_path / 'one' / 'model-1'), variables(tmp_path / 'two' / 'model-1'), '/mean/EMA') < 1e-4
+    assert tf.get_default_graph() is graph and not graph.get_operations()
+    assert handlers == [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
+    assert logging.raiseExceptions == raising and logging.getLogger('tensorpack').handlers == log
 
 
 # ---------------------------------------------------------------------------------------------------------- interruptions
@@ -274,7 +104,7 @@ def test_signals_stop_cleanly_and_a_resumed_run_ends_like_an_uninterrupted_one(s
     # Steps, learning rate, momentum and BN statistics: all that is saved at the end.
     one, other = variables(whole / 'model-16'), variables(log_dir / 'model-16')
     assert sorted(one) == sorted(other) and one['global_step'] == other['global_step'] == 16
-    assert abs(other['learning_rate'] / training.learning_rate(15, STEPS, 4, 0.001, 16) - 1) < 1e-5
+    assert abs(other['learning_rate'] / learning_rate(15, STEPS, 4, 0.001, 16) - 1) < 1e-5
     for kind, tolerance in (('/W', 1e-6), ('/W/Momentum', 0.01), ('/mean/EMA', 1e-4), ('/variance/EMA', 1e-4)):
         assert difference(one, other, kind) < tolerance, kind
 
@@ -292,7 +122,7 @@ def test_killed_at_any_moment(small, tmp_path):
                 if reached == 0:
                     assert 'another process' in refused(*run)
             time.sleep(rng.uniform(0, 3))
-        saved = training.saved_steps(str(log_dir), 'model') if log_dir.exists() else []
+        saved = saved_steps(str(log_dir), 'model') if log_dir.exists() else []
         assert not saved or saved[-1] >= reached    # nothing is lost that was saved
         reached = saved[-1] if saved else 0
         if (log_dir / 'stats.json').exists():
@@ -305,7 +135,7 @@ def test_killed_at_any_moment(small, tmp_path):
     train(*(run + ['--epochs', epochs]))
     stats = stats_of(log_dir)
     assert [entry['epoch_num'] for entry in stats] == list(range(1, epochs + 1)) and stats[-1]['global_step'] == epochs
-    assert abs(stats[-1]['learning_rate'] / training.learning_rate(epochs - 1, 1, epochs, 0.1, 64) - 1) < 1e-4
+    assert abs(stats[-1]['learning_rate'] / learning_rate(epochs - 1, 1, epochs, 0.1, 64) - 1) < 1e-4
     error = stats[-1]['val-error-top1']
     assert wrong(small, log_dir / 'ghostnet_checkpoint', tmp_path, '--width_ratio', 0.25) == round(error * VALIDATION)
 
@@ -381,7 +211,7 @@ def test_loss_that_is_not_finite_names_the_step(small, tmp_path):
     step, epoch = map(int, re.search(r'not finite at step (\d+), in epoch (\d+)', last).groups())
     assert 1 <= step <= 3 * STEPS and epoch == (step - 1) // STEPS + 1
     assert not (tmp_path / 'log' / 'ghostnet_checkpoint.index').exists()
-    assert all(saved < step for saved in training.saved_steps(str(tmp_path / 'log'), 'model'))
+    assert all(saved < step for saved in saved_steps(str(tmp_path / 'log'), 'model'))
 
 
 @pytest.mark.slow
@@ -405,11 +235,11 @@ def test_an_image_that_cannot_be_read_ends_the_training(digits, tmp_path, name):
 def test_what_cannot_be_trained_is_told_before(small, tmp_path, more, message):
     if '--trainer' in more:
         try:
-            import horovod.tensorflow    # noqa: F401
+            import horovod.tensorflow  # noqa: F401
             pytest.skip("Horovod is installed here: test_horovod.py")
         except ImportError:
             pass
-    if '--gpu' in more and training.gpu_count() > 1:
+    if '--gpu' in more and gpu_count() > 1:
         pytest.skip("there are GPUs here")
     assert message in refused_in_training(*flags(small, tmp_path / 'log', *more))
 
@@ -424,7 +254,7 @@ def test_full_disk_keeps_the_checkpoints_that_are_whole(small, tmp_path):
     try:
         last = refused_in_training(*flags(small, log_dir, '--epochs', 9))
         assert 'cannot write the checkpoint' in last and 'make room' in last
-        for step in training.saved_steps(str(log_dir), 'model'):
+        for step in saved_steps(str(log_dir), 'model'):
             variables(log_dir / ('model-%d' % step))
     finally:
         subprocess.check_call(['umount', str(log_dir)])

@@ -6,12 +6,11 @@ import subprocess
 import numpy as np
 import pytest
 
-import image_cache
-import imagenet_utils
+from augmentation import eval_images
 from command_line import InputError
-from conftest import ROOT, evaluated, refused
-
-DIGITS_CHECKPOINT = os.path.join(ROOT, 'models', 'digits_checkpoint')
+from conftest import DIGITS_CHECKPOINT, evaluated, refused
+from dataset import read_images
+from evaluation import image_cache
 
 
 @pytest.fixture
@@ -29,7 +28,7 @@ def tree(digits, tmp_path):
 
 
 def listed(tree):
-    return imagenet_utils.read_images(str(tree), 'val')
+    return read_images(str(tree), 'val')
 
 
 def cache(tree, capsys):
@@ -37,13 +36,13 @@ def cache(tree, capsys):
     images = listed(tree)
     with image_cache.cached(str(tree.parent / 'cache'), str(tree), images) as read:
         result = np.concatenate([read(0, 10), read(10, 24)])
-    assert (result == imagenet_utils.eval_images([path for path, _ in images])).all()
+    assert (result == eval_images([path for path, _ in images])).all()
     return capsys.readouterr().out
 
 
 def test_the_cache_is_read_while_nothing_has_changed(tree, capsys):
     assert cache(tree, capsys) == ''
-    file, = (tree.parent / 'cache').iterdir()
+    file, = (tree.parent / 'cache').glob('*.npy')
     for _ in range(2):
         assert cache(tree, capsys) == '24 images from the cache %s\n' % file
     rows = np.load(str(file), mmap_mode='r')
@@ -71,20 +70,20 @@ def test_the_cache_notices_what_changes(tree, capsys, monkeypatch):
     lines = listing.read_text().splitlines(True)
     listing.write_text(''.join(lines[::-1]))
     assert cache(tree, capsys) == ''
-    monkeypatch.setattr(image_cache, 'eval_augmentors', lambda: imagenet_utils.imgaug.AugmentorList([]))
+    monkeypatch.setattr(image_cache, 'PREPROCESSING_VERSION', image_cache.PREPROCESSING_VERSION + 1)
     assert image_cache.cache_file('x', str(tree), listed(tree)) != image_cache.cache_file(
         'x', str(tree), listed(tree)[::-1]) and cache(tree, capsys) == ''
-    assert len(list((tree.parent / 'cache').iterdir())) == 3
+    assert len(list((tree.parent / 'cache').glob('*.npy'))) == 3
 
 
 def test_a_damaged_cache_is_noticed(tree, capsys):
     cache(tree, capsys)
-    file, = (tree.parent / 'cache').iterdir()
+    file, = (tree.parent / 'cache').glob('*.npy')
     whole = file.read_bytes()
     for damaged in (b'', b'no array', whole[:len(whole) // 2], whole[:-1], whole[:8] + b'\xff' + whole[9:],
                     whole[:40] + b'(' + whole[41:]):
         file.write_bytes(damaged)
-        assert 'is made anew: it is damaged' in cache(tree, capsys)
+        assert 'is made again: it is damaged' in cache(tree, capsys)
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(bytes(data))
@@ -101,7 +100,7 @@ def test_an_unfinished_cache_does_not_count(tree, capsys):
         with image_cache.cached(str(folder), str(tree), images) as read:
             read(0, 10)
             raise InputError("an image is broken")
-    assert not list(folder.iterdir())
+    assert [path.suffix for path in folder.iterdir()] == ['.lock']
     with image_cache.cached(str(folder), str(tree), images) as read:    # two at once
         read(0, 24)
         with image_cache.cached(str(folder), str(tree), images) as second:
@@ -113,26 +112,29 @@ def test_an_unfinished_cache_does_not_count(tree, capsys):
     assert cache(tree, capsys) == '' and file.exists() and not (folder / (file.name + '.unfinished')).exists()
 
 
-def test_a_cache_that_is_made_at_the_same_time_is_left_alone(tree, tmp_path, monkeypatch):
-    """A second process begins one just when the first has given its own the name."""
-    path, states, replace, second = str(tmp_path / 'x.npy'), np.zeros([3, 4], np.int64), os.replace, []
+def test_a_cache_that_is_made_at_the_same_time_is_left_alone(tmp_path, monkeypatch, capsys):
+    """A second process begins one just when the first gives its own the name."""
+    path, states, replace = str(tmp_path / 'x.npy'), np.zeros([3, 4], np.int64), os.replace
 
-    def then_another(*paths):
+    def another_first(*paths):
+        with image_cache.filling(path, states + 1) as rows:
+            assert rows is None
         replace(*paths)
-        monkeypatch.undo()
-        second.append(image_cache.filling(path, states + 1))
-        second.append(second[0].__enter__())
-    monkeypatch.setattr(os, 'replace', then_another)
+    monkeypatch.setattr(os, 'replace', another_first)
     with image_cache.filling(path, states) as rows:
         rows['checksum'] = 1
-    second[1]['checksum'] = 2
-    second[0].__exit__(None, None, None)
+    assert 'another process makes the cache' in capsys.readouterr().out
+    monkeypatch.undo()
+    assert (np.load(path)['checksum'] == 1).all() and (np.load(path)['state'] == 0).all()
+    with image_cache.filling(path, states + 1) as rows:
+        rows['checksum'] = 2
     assert (np.load(path)['checksum'] == 2).all() and (np.load(path)['state'] == 1).all()
 
 
 def test_an_inode_may_have_64_bits(tree, monkeypatch):
     found = os.stat(listed(tree)[0][0])
-    large = type('Stat', (), dict({name: getattr(found, name) for name in dir(found) if name.startswith('st_')}, st_ino=2 ** 63 + 5))
+    fields = {name: getattr(found, name) for name in dir(found) if name.startswith('st_')}
+    large = type('Stat', (), dict(fields, st_ino=2 ** 63 + 5))
     monkeypatch.setattr(os, 'stat', lambda path: large)
     assert np.array(image_cache.file_state('x'), np.int64).tolist() == [found.st_size, found.st_mtime_ns, found.st_ctime_ns, 5]
 
@@ -158,6 +160,6 @@ def test_a_cache_that_does_not_fit_on_the_disk(tree, tmp_path):
         pytest.skip("needs a file system that is small, and mounting one is not allowed here")
     try:
         err = refused('--eval', '--data_dir', tree, '--load', DIGITS_CHECKPOINT, '--cache', small)
-        assert 'cannot write the cache' in err and 'No space left' in err and not list(small.iterdir())
+        assert 'cannot write the cache' in err and 'No space left' in err and not list(small.glob('*.npy*[!k]'))
     finally:
         subprocess.check_call(['umount', str(small)])

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from conftest import ROOT
-from test_training import DIGITS_CHECKPOINT, cut, difference, flags, stats_of, train, variables
-import training
+from recipe import learning_rate
+from runs import DIGITS_CHECKPOINT, cut, difference, flags, stats_of, train, variables
 
 pytest.importorskip('horovod.tensorflow', reason="Horovod is not installed here: 'make test-horovod' runs these")
 HOROVODRUN = os.path.join(os.path.dirname(sys.executable), 'horovodrun')
@@ -53,8 +53,8 @@ def test_two_workers_average_the_gradient_of_the_whole_batch(sixteen, tmp_path):
     assert two['learning_rate'] == one['learning_rate'] == np.float32(0.1 * 16 / 256)    # of the global batch
 
 
-@pytest.mark.parametrize('told', [0, 1])
-def test_workers_stop_together_and_go_on(small, tmp_path, told):
+@pytest.mark.parametrize('signalled', [0, 1])
+def test_workers_stop_together_and_continue(small, tmp_path, signalled):
     log_dir = tmp_path / 'log'
     run = flags(small, log_dir, '--epochs', 4)
     process = subprocess.Popen(command(run), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
@@ -64,7 +64,7 @@ def test_workers_stop_together_and_go_on(small, tmp_path, told):
         time.sleep(0.05)
     # One of the workers alone is told: both stop, and horovodrun with them.
     workers = subprocess.check_output(['pgrep', '-f', '^%s %s/main.py --trainer horovod .*%s' % (sys.executable, ROOT, log_dir)])
-    os.kill(int(workers.split()[told]), signal.SIGTERM)
+    os.kill(int(workers.split()[signalled]), signal.SIGTERM)
     out = process.communicate(timeout=120)[0]
     assert process.returncode != 0 and (log_dir / 'curves.png').exists(), out[-3000:]
     # Both say so, unless horovodrun is faster in ending the one that is slower.
@@ -73,7 +73,7 @@ def test_workers_stop_together_and_go_on(small, tmp_path, told):
     assert status == 0, out[-3000:]
     stats = stats_of(log_dir)
     assert [entry['epoch_num'] for entry in stats] == [1, 2, 3, 4]
-    assert abs(stats[-1]['learning_rate'] / training.learning_rate(15, 4, 4, 0.1, 16) - 1) < 1e-5
+    assert abs(stats[-1]['learning_rate'] / learning_rate(15, 4, 4, 0.1, 16) - 1) < 1e-5
     assert sum(name.startswith('events') for name in os.listdir(str(log_dir))) == 2    # worker 0 alone wrote, in both runs
 
 

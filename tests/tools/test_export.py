@@ -5,17 +5,19 @@ import os
 import re
 import sys
 
-import numpy as np
-import pytest
-
-from conftest import ROOT, random_checkpoint, refused, run_main, without
-from ghostnet import BACKBONE, GhostNet
-from imagenet_utils import CheckpointRestore, eval_augmentors, read_image, read_images
-from tensorpack.tfutils.tower import PredictTowerContext
 from tf_compat import TENSORFLOW_VERSION, tf
 
+import numpy as np
+import pytest
+from tensorpack.tfutils.tower import PredictTowerContext
+
+from augmentation import eval_images
+from checkpoints import CheckpointRestore
+from conftest import DIGITS_CHECKPOINT, random_checkpoint, refused, run_main
+from dataset import read_images
+from ghostnet import BACKBONE, GhostNet
+
 EXPORT = {'script': ['-m', 'tools.export']}
-DIGITS_CHECKPOINT = os.path.join(ROOT, 'models', 'digits_checkpoint')
 TF1 = TENSORFLOW_VERSION.startswith('1.')
 
 
@@ -37,29 +39,25 @@ def reload(form, path, images, outputs, tmp_path):
     """What an export makes of images, in its runtime."""
     np.save(str(tmp_path / 'images.npy'), images)
     status, _, err = run_main(form, path, tmp_path / 'images.npy', tmp_path / 'outputs.npz', ','.join(outputs),
-                              script=['-m', 'tools.runtimes'])
+                              script=['-m', 'tools.export.runtimes'])
     assert status == 0, err
     with np.load(str(tmp_path / 'outputs.npz')) as result:
         return [result[name] for name in outputs]
 
 
 @pytest.fixture(scope='module')
-def evaluated(digits, tmp_path_factory):
+def forty(digits, evaluated_digits):
     """40 of the digits as evaluation preprocesses them, and their logits by main.py."""
-    path = tmp_path_factory.mktemp('evaluated') / 'logits.npz'
-    status, _, err = run_main('--eval', '--data_dir', digits, '--load', DIGITS_CHECKPOINT, '--save_logits', path)
-    assert status == 0, err
-    pictures = [eval_augmentors().augment(read_image(file)) for file, _ in read_images(digits, 'val')[:40]]
-    return np.stack(pictures), np.load(str(path))['logits'][:40]
+    return eval_images([file for file, _ in read_images(digits, 'val')[:40]]), evaluated_digits[2]['logits'][:40]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('form, name, flags', [
     ('frozen', 'ghostnet.pb', []), ('savedmodel', 'model', ['--rgb']), ('tflite', 'ghostnet.tflite', ['--softmax']),
     ('onnx', 'ghostnet.onnx', ['--raw', '--rgb']), ('keras', 'ghostnet.keras', ['--raw', '--softmax'])])
-def test_an_export_gives_what_main_gives(form, name, flags, evaluated, tmp_path):
+def test_an_export_gives_what_main_gives(form, name, flags, forty, tmp_path):
     needs(form)
-    images, expected = evaluated
+    images, expected = forty
     (tmp_path / 'out').mkdir()
     rows, _ = run_export('--load', DIGITS_CHECKPOINT, '--format', form, tmp_path / 'out' / name, *flags)
     assert os.listdir(str(tmp_path / 'out')) == [name]    # and nothing unfinished
@@ -140,21 +138,21 @@ def test_signature_of_tensorflow_2(tmp_path):
 # --------------------------------------------------------------------------------------------------------------- mistakes
 
 def test_an_export_that_differs_is_not_written(tmp_path, monkeypatch, capsys):
-    from tools import export
+    from tools.export import __main__ as command, exporter
     load = random_checkpoint(tmp_path / 'checkpoint', width=0.25, num_classes=5)
-    child = export.child
+    run_module = exporter.run_module
 
-    def broken(python, module, form, *args):
+    def broken(module, *args, **kwargs):
         """As if the runtime computed something else."""
-        child(python, module, form, *args)
-        if module == 'tools.runtimes':
-            with np.load(args[2]) as result:
+        run_module(module, *args, **kwargs)
+        if module == 'tools.export.runtimes':
+            with np.load(args[3]) as result:
                 arrays = dict(result)
             arrays['logits'] = arrays['logits'] * 1.001
-            np.savez(args[2], **arrays)
-    monkeypatch.setattr(export, 'child', broken)
+            np.savez(args[3], **arrays)
+    monkeypatch.setattr(exporter, 'run_module', broken)
     monkeypatch.setattr(sys, 'argv', ['export', '--load', load, '--format', 'frozen', str(tmp_path / 'ghostnet.pb')])
-    assert export.main(export.parse_args()) == 1
+    assert command.main(command.parse_args()) == 1
     assert "'frozen' does not give what the graph does, and was not written" in capsys.readouterr().err
     assert not (tmp_path / 'ghostnet.pb').exists() and not list(tmp_path.glob('unfinished*'))
 
@@ -181,13 +179,6 @@ def test_what_cannot_be_exported_is_refused(flags, message, tmp_path):
 def test_a_tree_of_other_classes_is_refused(tmp_path, digits):
     needs('tflite')
     load = random_checkpoint(tmp_path / 'checkpoint', width=0.25, num_classes=5)
-    assert 'the network has 5 classes' in refused('--load', load, '--format', 'tflite', tmp_path / 'x', '--int8', '--data_dir', digits,
-                                                  **EXPORT)
+    flags = ['--load', load, '--format', 'tflite', tmp_path / 'x', '--int8', '--data_dir', digits]
+    assert 'the network has 5 classes' in refused(*flags, **EXPORT)
     assert not [name for name in os.listdir(str(tmp_path)) if not name.startswith('checkpoint')]
-
-
-def test_a_missing_package_is_named(tmp_path):
-    (tmp_path / 'packages').mkdir()
-    flags = ['--load', DIGITS_CHECKPOINT, '--format', 'onnx', tmp_path / 'ghostnet.onnx']
-    message = refused(*flags, env=without('onnx', tmp_path / 'packages'), **EXPORT)
-    assert ('needs TensorFlow 2' if TF1 else "the package 'onnx' is missing: pip install -r requirements-interop.txt") in message
