@@ -75,7 +75,8 @@ def to_keras(graph_def, outputs, out):
 
 
 # `file` is its name in a folder. `convert` takes a GraphDef, the names of its outputs and the path to write; without one, the
-# export is the frozen graph. `dilations`: whether atrous convolutions have that attribute. `packages`: what requirements.txt lacks.
+# export is the frozen graph. `dilations`: whether atrous convolutions have that attribute. `needs_tensorflow_2`: whether the
+# converter or the runtime does. `packages`: what requirements.txt lacks.
 Format = collections.namedtuple('Format', 'file convert dilations needs_tensorflow_2 packages')
 FORMATS = collections.OrderedDict([
     ('frozen', Format('ghostnet.pb', None, False, False, ())),
