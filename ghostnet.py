@@ -55,6 +55,7 @@ ROWS = [
     Conv(1, 1, 960),
 ]
 HEAD_DEPTH = 1280                # row 18, behind the average pool: the width multiplier does not reach it
+LARGEST_WIDTH = 10               # of the width multiplier
 CODE_LENGTH = len(ROWS) + 1      # the published code had an entry for every row, though only the bottlenecks use theirs
 BACKBONE = re.compile('^(?!MobileNetV2/(Logits|Conv2d_%d)/).*%s' % (len(ROWS), MODEL_VARIABLE.pattern))    # for CheckpointRestore
 
@@ -147,9 +148,9 @@ def infer_width(channels, expanded, variant):
     Several widths round to the same channels: of those, the roundest one.
     """
     # Rounding moves a number of channels by less than 6 (upwards by more, but not above 8), which leaves a narrow range of widths.
-    bounds = [((count - 6 if count > 8 else 0) / ROWS[i].depth, (count + 6) / ROWS[i].depth) for i, count in channels.items()
-              if not (VARIANTS[variant].wide_last and ROWS[i] is ROWS[-1])]
-    low, high = max(bound[0] for bound in bounds), min(bound[1] for bound in bounds)
+    counted = {ROWS[i].depth: count for i, count in channels.items() if not (VARIANTS[variant].wide_last and ROWS[i] is ROWS[-1])}
+    low = max([0] + [(count - 6) / depth for depth, count in counted.items() if count > 8])
+    high = min([LARGEST_WIDTH] + [(count + 6) / depth for depth, count in counted.items()])
     for parts in (20, 100, 1000):
         for k in range(max(1, int(low * parts)), int(high * parts) + 2):
             model = GhostNet(width=k / parts, variant=variant)

@@ -10,7 +10,7 @@ from tensorpack.tfutils.tower import PredictTowerContext
 
 from checkpoints import CheckpointRestore
 from conftest import SHARED, random_checkpoint
-from ghostnet import ROWS, Bottleneck, GhostNet, from_checkpoint, infer_width
+from ghostnet import ROWS, Bottleneck, GhostNet, from_checkpoint, infer_architecture, infer_width
 from imagenet_utils import session_creator
 from recorded.record import compute_logits, load_recorded_weights, relative_error, step_differences, training_step
 
@@ -87,6 +87,16 @@ def test_the_roundest_width_with_these_channels_is_found(variant):
         same = GhostNet(width=found, variant=variant)
         assert {i: same.channels(row) for i, row in enumerate(ROWS)} == channels
         assert len('%g' % found) <= len('%g' % width) and abs(found - width) < 0.1
+
+
+@pytest.mark.parametrize('variant', ['published', 'pytorch', 'imgclsmob'])
+def test_a_fragment_has_a_width_with_its_last_row(variant):
+    """Of shapes that are not a whole GhostNet, which is what importing compares them with next."""
+    shapes = {'MobileNetV2/Conv2d_17/W': (1, 1, 160, 960), 'MobileNetV2/Logits/Conv2d_1c_1x1/W': (1, 1, 1280, 10)}
+    found = infer_architecture(shapes, variant)
+    assert GhostNet(variant=variant, **found).channels(ROWS[-1]) == 960 and found['num_classes'] == 10
+    shapes['MobileNetV2/Conv2d_0/W'] = (3, 3, 3, 10 ** 9)    # no width has both
+    assert infer_architecture(shapes, variant)['width'] == 1.0
 
 
 # ---------------------------------------------------------------------------------------------------------------- backbone
