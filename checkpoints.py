@@ -49,6 +49,13 @@ def read_checkpoint(path, names=re.compile('')):
     return prefix, values
 
 
+def first_differences(names, found, expected, where):
+    """Of `names`, the first three with their shapes in `found`, which are those `where`, and in a model, `expected`: one line."""
+    first = ['%s is %s %s, %s in the model' % (name, found.get(name, 'absent'), where, expected.get(name, 'absent'))
+             for name in names[:3]]
+    return '; '.join(first + ['...'] if len(names) > 3 else first)
+
+
 def recorded_variant(path):
     """The variant of the network that a checkpoint is of. Raises InputError: see `read_checkpoint`."""
     return read_checkpoint(path, re.compile('^%s$' % VARIANT))[1].get(VARIANT, PUBLISHED.encode()).decode()
@@ -85,12 +92,9 @@ class CheckpointRestore(DictRestore):
         found = {name: value.shape for name, value in self.values.items()}
         wrong = sorted(name for name in set(graph) | set(found) if graph.get(name) != found.get(name))
         if wrong:
-            first = ['%s is %s in the checkpoint, %s in the model' % (name, found.get(name, 'absent'), graph.get(name, 'absent'))
-                     for name in wrong[:3]]
-            if len(wrong) > 3:
-                first.append('...')
             raise CheckpointMismatch("the checkpoint %s does not fit the model in %d of %d variables: %s" % (
-                self.path, len(wrong), len(set(graph) | set(found)), '; '.join(first)), self)
+                self.path, len(wrong), len(set(graph) | set(found)),
+                first_differences(wrong, found, graph, 'in the checkpoint')), self)
 
 
 def save_checkpoint(session, saver, path):

@@ -138,9 +138,9 @@ def compare(found, expected, source, model):
     wrong = [name for name in list(expected) + sorted(set(found) - set(expected))
              if found.get(name) != expected.get(name) and not (name.endswith(STEPS) and name not in found)]
     if wrong:
-        raise InputError("%s is not %s, which differs in %d tensors: %s%s" % (source, model, len(wrong), '; '.join(
-            '%s is %s there, %s in the model' % (name, found.get(name, 'absent'), expected.get(name, 'absent'))
-            for name in wrong[:3]), '; ...' if len(wrong) > 3 else ''))
+        from checkpoints import first_differences
+        raise InputError("%s is not %s, which differs in %d tensors: %s"
+                         % (source, model, len(wrong), first_differences(wrong, found, expected, 'there')))
 
 
 def read_state(path):
