@@ -1,4 +1,5 @@
 """What tests share: the project's own data, a run of main.py, checkpoints with recorded weights."""
+import contextlib
 import json
 import logging
 import os
@@ -65,6 +66,18 @@ def evaluated(data_dir, checkpoint, out, *flags):
     assert status == 0, err
     with open(str(out)) as f:
         return said, json.load(f)
+
+
+@contextlib.contextmanager
+def small_disk(folder, size):
+    """A file system of so many bytes, such as '1m', at `folder`, which it makes. Skips the test where mounting is not allowed."""
+    folder.mkdir()
+    if subprocess.call(['mount', '-t', 'tmpfs', '-o', 'size=' + size, 'tmpfs', str(folder)], stderr=subprocess.DEVNULL) != 0:
+        pytest.skip("needs to mount a small file system")
+    try:
+        yield folder
+    finally:
+        subprocess.check_call(['umount', str(folder)])
 
 
 def without(package, folder):

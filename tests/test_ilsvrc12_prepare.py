@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from conftest import ROOT, SHARED, without
+from conftest import ROOT, SHARED, small_disk, without
 
 PREPARE = os.path.join(ROOT, 'data', 'ilsvrc12', 'prepare.py')
 DEVKIT_DATA = 'ILSVRC2012_devkit_t12/data/'
@@ -477,11 +477,7 @@ def test_what_a_kill_left_is_replaced(small, tmp_path):
 
 def test_full_disk(small, tmp_path):
     archives, tree = small
-    disk = tmp_path / 'disk'
-    disk.mkdir()
-    if subprocess.call(['mount', '-t', 'tmpfs', '-o', 'size=200k', 'tmpfs', str(disk)], stderr=subprocess.DEVNULL):
-        pytest.skip("full disk: cannot mount a small tmpfs (needs root)")
-    try:
+    with small_disk(tmp_path / 'disk', '200k') as disk:
         before = contents(tmp_path)
         for _ in range(2):
             error = refused(*flags(archives, disk / 'tree'), runner=run_prepare)
@@ -494,8 +490,6 @@ def test_full_disk(small, tmp_path):
         subprocess.check_call(['mount', '-o', 'remount,size=20m', str(disk)])
         made(*flags(archives, disk / 'tree'))
         assert contents(disk / 'tree') == contents(tree)
-    finally:
-        subprocess.check_call(['umount', str(disk)])
 
 
 def test_a_file_that_cannot_be_written_whole(small, tmp_path):

@@ -4,7 +4,6 @@ import logging
 import os
 import re
 import signal
-import subprocess
 import time
 
 from tf_compat import gpu_count, tf
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 
 from checkpoints import CheckpointRestore
-from conftest import DIGITS_CHECKPOINT, random_checkpoint, refused, run_main
+from conftest import DIGITS_CHECKPOINT, random_checkpoint, refused, run_main, small_disk
 from dataset import read_images
 from ghostnet import GhostNet
 from recipe import learning_rate
@@ -247,14 +246,8 @@ def test_what_cannot_be_trained_is_told_before(small, tmp_path, more, message):
 @pytest.mark.slow
 def test_full_disk_keeps_the_checkpoints_that_are_whole(small, tmp_path):
     """A file system of 12 MB, on which two checkpoints of the narrow network do not fit."""
-    log_dir = tmp_path / 'log'
-    log_dir.mkdir()
-    if subprocess.call(['mount', '-t', 'tmpfs', '-o', 'size=12m', 'tmpfs', str(log_dir)], stderr=subprocess.DEVNULL) != 0:
-        pytest.skip("needs to mount a file system")
-    try:
+    with small_disk(tmp_path / 'log', '12m') as log_dir:
         last = refused_in_training(*flags(small, log_dir, '--epochs', 9))
         assert 'cannot write the checkpoint' in last and 'make room' in last
         for step in saved_steps(str(log_dir), 'model'):
             variables(log_dir / ('model-%d' % step))
-    finally:
-        subprocess.check_call(['umount', str(log_dir)])
