@@ -2,12 +2,17 @@
 import argparse
 import contextlib
 import importlib
+import io
 import json
 import logging
 import math
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
 # OpenCV reads this when it is imported. What fails is raised as well; its log lines would bury ours.
@@ -18,8 +23,8 @@ class InputError(Exception):
     """What the user gave cannot be used. The message is one line that says what to do."""
 
 
-class Stopped(Exception):
-    """Signal `signum` stopped the command. The message says how to continue."""
+class Stopped(BaseException):
+    """Signal `signum` stopped the command. The message may say how to continue. Like KeyboardInterrupt, it is no Exception."""
 
     def __init__(self, message, signum):
         super(Stopped, self).__init__(message)
@@ -29,10 +34,18 @@ class Stopped(Exception):
 # ----------------------------------------------------------------------------------------------------------------- flags
 
 class Parser(argparse.ArgumentParser):
-    """Reports a mistake in one line, and exits with status 2."""
+    """Reports a mistake in one line, and exits with status 2. A leading ~ is a home folder in --flag=~/x too, where no shell sees it."""
+
+    def __init__(self, *args, **kwargs):
+        super(Parser, self).__init__(*args, **kwargs)
+        self.register('type', None, os.path.expanduser)
+
+    def parse_args(self, *args, **kwargs):
+        make_streams_printable()
+        return super(Parser, self).parse_args(*args, **kwargs)
 
     def error(self, message):
-        self.exit(2, "%s: %s (see --help)\n" % (self.prog, message))
+        self.exit(2, "%s: %s (see --help)\n" % (self.prog, one_line(message)))
 
 
 def number(kind, accept, what):
@@ -58,27 +71,80 @@ def up_to(largest):
     return number(int, lambda n: 0 < n <= largest, "an integer from 1 to %d" % largest)
 
 
+# ---------------------------------------------------------------------------------------------------------------- the end
+
+LONGEST_MESSAGE = 2000    # characters: what a user reads of a name of ten million
+
+
+def one_line(message):
+    """`message` as one line of a bounded length."""
+    line = ' '.join(str(message).split())
+    return line if len(line) <= LONGEST_MESSAGE else '%s ... %s' % (line[:LONGEST_MESSAGE // 2], line[-LONGEST_MESSAGE // 2:])
+
+
+def make_streams_printable():
+    """Lets stdout and stderr print every file name, with escapes where their encoding lacks a character, and be closed.
+
+    A file that is opened later must not become stdout or stderr, where libraries in C++ write.
+    """
+    for descriptor, name in enumerate(('stdin', 'stdout', 'stderr')):
+        try:
+            os.fstat(descriptor)
+        except OSError:    # closed
+            os.open(os.devnull, os.O_RDWR)    # the lowest number that is free
+            setattr(sys, name, open(os.devnull, 'r' if descriptor == 0 else 'w'))
+    for name in ('stdout', 'stderr'):
+        stream = getattr(sys, name)
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='backslashreplace')
+        elif isinstance(stream, io.TextIOWrapper):    # CPython 3.6
+            line_buffering = stream.line_buffering
+            setattr(sys, name, io.TextIOWrapper(stream.detach(), stream.encoding, 'backslashreplace', line_buffering=line_buffering))
+
+
+def raise_stopped(signum, _):
+    raise Stopped("stopped by SIGTERM", signum)
+
+
+def explained(error, target):
+    """What to print of an exception that is a mistake of the user's, or of the machine."""
+    if isinstance(error, ModuleNotFoundError) and target is not None:
+        return "the package '%s' is missing: run 'make %s', which installs it" % (error.name, target)
+    if isinstance(error, MemoryError):
+        return "memory is short: close other programs, raise the limit (ulimit -v), or use fewer --jobs"
+    if isinstance(error, OSError) and error.strerror and error.filename is None:
+        return "cannot write the output: %s" % error.strerror
+    return error
+
+
 def run(command, args, prog, target=None):
     """Runs `command(args)` and exits: with the status that it returns, or with one line on stderr and status 2 after a mistake.
 
-    `target` is the make target that runs this command and first installs its packages.
+    `target` is the make target that runs this command and first installs its packages. SIGTERM and SIGINT end the command with
+    one line, and status 143 and 130, when it has removed what is unfinished.
     """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, raise_stopped)
+    message = None
     try:
         status = command(args)
         sys.stdout.flush()
     except BrokenPipeError:    # nobody reads on: head, or a pager that was closed
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
     except Stopped as error:
-        sys.stderr.write("%s: %s\n" % (prog, error))
-        status = 128 + error.signum
-    except (InputError, OSError, ImportError) as error:
-        if isinstance(error, ModuleNotFoundError) and target is not None:
-            error = "the package '%s' is missing: run 'make %s', which installs it" % (error.name, target)
-        sys.stderr.write("%s: %s\n" % (prog, error))
-        status = 2
+        status, message = 128 + error.signum, error
     except KeyboardInterrupt:
-        status = 130
+        status, message = 130, "stopped by SIGINT"
+    except (InputError, OSError, ImportError, MemoryError) as error:
+        status, message = 2, explained(error, target)
+    try:
+        sys.stdout.flush()
+    except OSError:    # a closed pipe or a full disk: the interpreter would try again, and fail with a traceback
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if message is not None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write("%s: %s\n" % (prog, one_line(message)))
+            sys.stderr.flush()
     sys.exit(status)
 
 
@@ -161,13 +227,38 @@ def atomic_write(path, temporary=None, durable=True):
         if durable:
             sync(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.remove(temporary)
+        if isinstance(error, OSError) and error.filename is None:    # a full disk: which file is it?
+            error.filename = path
         raise
 
 
 def write_json(path, value):
-    """Writes `value` as indented JSON, whole or not at all."""
+    """Writes `value` as indented JSON, whole or not at all. Raises ValueError for NaN and infinities, which JSON has not."""
     with atomic_write(path) as f:
-        f.write(json.dumps(value, indent=2).encode() + b'\n')
+        f.write(json.dumps(value, indent=2, allow_nan=False).encode() + b'\n')
+
+
+def remove_abandoned(parent):
+    """Removes the folders ``unfinished-...`` in `parent` of processes that were killed: nobody holds the lock in them."""
+    import filelock
+    for name in os.listdir(parent):
+        path = os.path.join(parent, name)
+        if name.startswith('unfinished-') and os.path.isfile(os.path.join(path, '.lock')) and not os.path.islink(path):
+            with contextlib.suppress(filelock.Timeout, OSError), filelock.FileLock(os.path.join(path, '.lock'), timeout=0):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def work_folder(parent):
+    """A folder ``unfinished-...`` in `parent` for what is not whole yet. It is removed in the end, with what is left in it."""
+    import filelock  # here, so that its absence is reported
+    remove_abandoned(parent)
+    path = tempfile.mkdtemp(prefix='unfinished-', dir=parent)
+    try:
+        with filelock.FileLock(os.path.join(path, '.lock')):
+            yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)

@@ -36,7 +36,8 @@ def test_a_child_process_returns_its_output_or_the_last_line_of_its_error():
 @pytest.mark.parametrize('error, status, message', [
     (None, 3, ''), (InputError("name another"), 2, 'prog: name another\n'), (OSError("no room"), 2, 'prog: no room\n'),
     (ImportError("missing"), 2, 'prog: missing\n'), (Stopped("stopped", signal.SIGTERM), 143, 'prog: stopped\n'),
-    (KeyboardInterrupt(), 130, '')])
+    (KeyboardInterrupt(), 130, 'prog: stopped by SIGINT\n'),
+    (MemoryError(), 2, 'prog: memory is short: close other programs, raise the limit (ulimit -v), or use fewer --jobs\n')])
 def test_how_a_command_ends(error, status, message, capsys):
     def command(args):
         if error is not None:
