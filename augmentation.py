@@ -38,7 +38,21 @@ def eval_crop(image):
 
 def eval_images(paths):
     """Pictures from files, preprocessed for evaluation: uint8 (N, 224, 224, 3) BGR. Raises InputError: see ``read_image``."""
-    return np.stack([eval_crop(read_image(path)) for path in paths])
+    return kept_images(paths, read_image)[0]
+
+
+def kept_images(paths, read):
+    """As `eval_images`, of those that are not left out.
+
+    Args:
+        read: function from a path to a picture, or None for one that is left out: a PictureReader.
+    Returns:
+        (np.ndarray, np.ndarray): those that are not left out, uint8 (N, 224, 224, 3) BGR, and which they are, bool (paths,).
+    """
+    pictures = [read(path) for path in paths]
+    kept = np.array([picture is not None for picture in pictures])
+    crops = [eval_crop(picture) for picture in pictures if picture is not None]
+    return np.stack(crops) if crops else np.empty((0, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8), kept
 
 
 # -------------------------------------------------------------------------------------------------------------- training

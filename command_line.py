@@ -17,6 +17,8 @@ import threading
 ROOT = os.path.dirname(os.path.abspath(__file__))
 # OpenCV reads this when it is imported. What fails is raised as well; its log lines would bury ours.
 os.environ.setdefault('OPENCV_LOG_LEVEL', 'SILENT')
+# What is larger takes gigabytes, and no photograph is: Pillow's limit for what it calls a decompression bomb.
+os.environ.setdefault('OPENCV_IO_MAX_IMAGE_PIXELS', '178956970')
 
 
 class InputError(Exception):
@@ -34,7 +36,10 @@ class Stopped(BaseException):
 # ----------------------------------------------------------------------------------------------------------------- flags
 
 class Parser(argparse.ArgumentParser):
-    """Reports a mistake in one line, and exits with status 2. A leading ~ is a home folder in --flag=~/x too, where no shell sees it."""
+    """Reports a mistake in one line, and exits with status 2.
+
+    A leading ~ is the home folder in --flag=~/x too, where shells leave it as it is.
+    """
 
     def __init__(self, *args, **kwargs):
         super(Parser, self).__init__(*args, **kwargs)
@@ -93,13 +98,13 @@ def make_streams_printable():
         except OSError:    # closed
             os.open(os.devnull, os.O_RDWR)    # the lowest number that is free
             setattr(sys, name, open(os.devnull, 'r' if descriptor == 0 else 'w'))
-    for name in ('stdout', 'stderr'):
-        stream = getattr(sys, name)
-        if hasattr(stream, 'reconfigure'):
-            stream.reconfigure(errors='backslashreplace')
-        elif isinstance(stream, io.TextIOWrapper):    # CPython 3.6
-            line_buffering = stream.line_buffering
-            setattr(sys, name, io.TextIOWrapper(stream.detach(), stream.encoding, 'backslashreplace', line_buffering=line_buffering))
+    stdout = sys.stdout
+    if hasattr(stdout, 'reconfigure'):
+        stdout.reconfigure(errors='backslashreplace')
+    else:    # CPython 3.6
+        lines = stdout.line_buffering
+        sys.stdout = io.TextIOWrapper(stdout.detach(), stdout.encoding, 'backslashreplace', line_buffering=lines)
+    sys.stderr = open(os.dup(2), 'w', 1, sys.stderr.encoding, 'backslashreplace')    # its own, for `quiet_stderr`
 
 
 def raise_stopped(signum, _):
@@ -146,6 +151,39 @@ def run(command, args, prog, target=None):
             sys.stderr.write("%s: %s\n" % (prog, one_line(message)))
             sys.stderr.flush()
     sys.exit(status)
+
+
+def warn(message):
+    """Prints a warning on stderr, in one line that a progress bar leaves whole."""
+    from tqdm import tqdm
+    tqdm.write('warning: ' + one_line(message), file=sys.stderr)
+
+
+class _QuietStderr:
+    """A context in which nothing comes out of file descriptor 2. Threads may enter it at once, and again. Python's stderr is
+    another descriptor in a command (see `make_streams_printable`), so what this project says does come out."""
+
+    def __init__(self):
+        self.lock, self.inside = threading.Lock(), 0
+
+    def __enter__(self):
+        with self.lock:
+            if self.inside == 0:
+                self.saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, 2)
+                os.close(null)
+            self.inside += 1
+
+    def __exit__(self, *_):
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                os.dup2(self.saved, 2)
+                os.close(self.saved)
+
+
+# For C and C++ code that writes to stderr whatever it is told: TensorFlow 2's import, TFLite, OpenCV's decoders.
+quiet_stderr = _QuietStderr()
 
 
 def quiet_tensorpack():

@@ -8,7 +8,7 @@ from tf_compat import tf
 
 import numpy as np
 from tensorpack import ModelDesc
-from tensorpack.dataflow import BatchData, DataFlow, DataFromList, ProxyDataFlow
+from tensorpack.dataflow import BatchData, DataFlow, DataFromList, MapData, ProxyDataFlow
 from tensorpack.models import regularize_cost
 from tensorpack.tfutils.gradproc import ScaleGradient
 from tensorpack.tfutils.optimizer import apply_grad_processors
@@ -81,23 +81,36 @@ class ShuffledImages(DataFlow):
                 yield [path, label, np.random.RandomState([self.seed, epoch, index])]
 
 
-def train_dataflow(images, smallest_area, threads):
-    """Endless DataFlow of [uint8 (share of a batch, 224, 224, 3), int (share,)], from `images`, a ShuffledImages."""
-    ds = OrderedThreadMap(
-        images, threads, lambda datapoint: [augment(read_image(datapoint[0]), datapoint[2], smallest_area), datapoint[1]],
-        4 * threads)
-    return BatchData(ds, images.batch // images.workers)
+def train_dataflow(images, smallest_area, threads, read=read_image):
+    """Endless DataFlow of [uint8 (share of a batch, 224, 224, 3), int (share,)].
+
+    Args:
+        images (ShuffledImages): what to read.
+        read: a PictureReader. In place of a picture that it leaves out comes one that the datapoint's random state draws.
+    """
+    def sample(datapoint):
+        path, label, rng = datapoint
+        for _ in range(100):
+            picture = read(path)
+            if picture is not None:
+                return [augment(picture, rng, smallest_area), label]
+            path, label = images.images[rng.randint(len(images.images))]
+        raise InputError("100 training images in a row are broken: look at the data")
+    return BatchData(OrderedThreadMap(images, threads, sample, 4 * threads), images.batch // images.workers)
 
 
-def eval_dataflow(images, batch):
+def eval_dataflow(images, batch, read=read_image):
     """DataFlow of [uint8 (batch, 224, 224, 3), int (batch,)], the last one as small as it must be: validation in training.
 
     Args:
         images (list of [path, label]): what to read, in this order.
+        read: a PictureReader. The pictures that it leaves out are not among the datapoints.
     """
-    ds = OrderedThreadMap(DataFromList(images, shuffle=False), cores(),
-                          lambda datapoint: [eval_crop(read_image(datapoint[0])), datapoint[1]], 2 * batch)
-    return BatchData(ds, batch, remainder=True)
+    def crop(datapoint):
+        picture = read(datapoint[0])
+        return None if picture is None else [eval_crop(picture), datapoint[1]]
+    ds = OrderedThreadMap(DataFromList(images, shuffle=False), cores(), crop, 2 * batch)
+    return BatchData(MapData(ds, lambda datapoint: datapoint), batch, remainder=True)    # MapData drops None
 
 
 # ----------------------------------------------------------------------------------------------------------------- model

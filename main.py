@@ -10,7 +10,6 @@ if sys.version_info < (3, 6):    # before anything that such a Python cannot rea
 import argparse
 import contextlib
 import os
-import platform
 
 from command_line import (
     ROOT,
@@ -56,6 +55,8 @@ def add_job_flags(job):
 def add_data_flags(data):
     data.add_argument('--data_dir', help="ILSVRC12 tree with train/, val/ and caffe_ilsvrc12/; for --predict, names of the classes")
     data.add_argument('--load', help="checkpoint; for --eval by default models/ghostnet_checkpoint")
+    data.add_argument('--broken', choices=['stop', 'skip', 'accept'], default='stop',
+                      help="pictures that are damaged: stop, skip and list them, or accept what OpenCV makes of them, as published")
     data.add_argument('--json', metavar='FILE', help="write the result of --eval or --predict there")
     data.add_argument('--save_logits', metavar='FILE.npz', help="write logits, labels and files of --eval there")
     data.add_argument('--log_dir', default='train_log', help="folder of the run that --train makes: checkpoints, log, curves")
@@ -219,55 +220,54 @@ def run_eval(args):
 
     from checkpoints import CheckpointRestore
     from dataset import read_images, read_list, read_synsets
-    from evaluation.engines import make_engine
-    from evaluation.evaluate import evaluate
     from evaluation.image_cache import cached
+    from evaluation.report import eval_record, hint_at_chance, print_errors
 
     for path in (args.json, args.save_logits):
         if path is not None:
             check_writable(path)
     files, labels = zip(*read_list(args.data_dir, 'val'))
-    images = read_images(args.data_dir, 'val')
+    images, reader = read_images(args.data_dir, 'val'), picture_reader(args)
     with contextlib.ExitStack() as stack:    # the cache gets its name in the end, when the result is out
-        read = stack.enter_context(cached(args.cache, args.data_dir, images)) if args.cache is not None else None
+        read = None
+        if args.cache is not None:
+            read = stack.enter_context(cached(args.cache, args.data_dir, images, reader))
         restore = CheckpointRestore(args.load)
         model = build_model(args, len(read_synsets(args.data_dir)), restore.variant)
-        with mismatch_explained(model):
-            engine = make_engine(args.engine, model, restore, args.jobs, images)
-        result = evaluate(engine, model, images, args.eval_batch, args.jobs, read, args.save_logits is not None)
-        print_errors(result, len(images), engine.name)
+        result, engine = computed(args, model, restore, images, reader, read, args.save_logits is not None)
+        count = int(result['kept'].sum())
+        print_errors(result, count, engine.name, len(reader.left_out))
         if args.save_logits is not None:
             with atomic_write(args.save_logits) as f:
-                np.savez(f, logits=result['logits'], labels=np.array(labels), files=np.array(files))
+                np.savez(f, logits=result['logits'], labels=np.array(labels)[result['kept']],
+                         files=np.array(files)[result['kept']])
         if args.json is not None:
-            write_json(args.json, eval_record(result, len(images), engine.name))
+            write_json(args.json, eval_record(result, count, engine.name, reader.left_out))
+    hint_at_chance(result['wrong_top1'], count, model.num_classes)
 
 
-def print_errors(result, count, engine):
-    wrong_top1, wrong_top5, seconds = result['wrong_top1'], result['wrong_top5'], result['seconds']
-    print("Top1 Error: %.6g" % (wrong_top1 / count))
-    print("Top5 Error: %.6g" % (wrong_top5 / count))
-    print("%d images, of which wrong: %d by top-1, %d by top-5" % (count, wrong_top1, wrong_top5))
-    print("%.1f images/s, %.1f seconds used, engine %s" % (count / seconds, seconds, engine))
+def picture_reader(args):
+    from pictures import PictureReader
+    return PictureReader(args.broken, "; get it again, or leave such pictures out with --broken skip")
 
 
-def eval_record(result, count, engine):
-    """What --json gets of an evaluation."""
-    from tf_compat import TENSORFLOW_VERSION
+def computed(args, model, restore, images, reader, read=None, keep_logits=True):
+    """What ``evaluate`` gives for images, and the engine: both of --eval and of --predict."""
+    from augmentation import kept_images
+    from evaluation.engines import make_engine
+    from evaluation.evaluate import evaluate
 
-    import cv2
-    import tensorpack
-    return {'images': count, 'wrong_top1': result['wrong_top1'], 'wrong_top5': result['wrong_top5'],
-            'top1_error': result['wrong_top1'] / count, 'top5_error': result['wrong_top5'] / count, 'engine': engine,
-            'seconds': result['seconds'], 'images_per_second': count / result['seconds'], 'python': platform.python_version(),
-            'tensorflow': TENSORFLOW_VERSION, 'tensorpack': tensorpack.__version__, 'opencv': cv2.__version__}
+    def read_files(start, end):
+        return kept_images([path for path, _ in images[start:end]], reader)
+    with mismatch_explained(model):
+        engine = make_engine(args.engine, model, restore, args.jobs, lambda: read_files(0, 16)[0])
+    return evaluate(engine, model, images, args.eval_batch, args.jobs, read or read_files, keep_logits), engine
 
 
 def run_predict(args):
     from checkpoints import CheckpointRestore
     from dataset import find_images, read_words
-    from evaluation.engines import make_engine
-    from evaluation.evaluate import evaluate
+    from evaluation.report import most_probable, print_predictions
     from ghostnet import infer_architecture
 
     if args.json is not None:
@@ -280,40 +280,23 @@ def run_predict(args):
         made_with = infer_architecture(restore.shapes, restore.variant)
         classes = [('', '')] * (made_with['num_classes'] if made_with else 1000)
     model = build_model(args, len(classes), restore.variant)
-    images = [[file, 0] for file in files]
-    with mismatch_explained(model):
-        engine = make_engine(args.engine, model, restore, args.jobs, images)
-    logits = evaluate(engine, model, images, args.eval_batch, args.jobs)['logits']
-    predictions = [{'file': file, 'classes': most_probable(row, classes, args.topk)} for file, row in zip(files, logits)]
+    reader = picture_reader(args)
+    result, _ = computed(args, model, restore, [[file, 0] for file in files], reader)
+    predictions = [{'file': file, 'classes': most_probable(row, classes, args.topk)}
+                   for file, row in zip((file for file, keep in zip(files, result['kept']) if keep), result['logits'])]
     if args.json is not None:
         write_json(args.json, predictions)
     print_predictions(predictions, args.data_dir is not None)
-
-
-def most_probable(logits, classes, count):
-    """The `count` most probable classes, from logits (classes,): [{'label', 'synset', 'words', 'probability'}, ...]."""
-    import numpy as np
-    probabilities = np.exp(logits.astype('float64') - logits.max())
-    probabilities /= probabilities.sum()
-    return [{'label': int(label), 'synset': classes[label][0], 'words': classes[label][1], 'probability': probabilities[label]}
-            for label in np.argsort(-probabilities, kind='stable')[:count]]
-
-
-def print_predictions(predictions, named):
-    """A table of predictions, with the names of the classes if they are `named`."""
-    import tabulate
-    columns = ('label', 'synset', 'words') if named else ('label',)
-    rows = [('' if rank else entry['file'], '%.4f' % found['probability']) + tuple(found[column] for column in columns)
-            for entry in predictions for rank, found in enumerate(entry['classes'])]
-    print(tabulate.tabulate(rows, headers=('picture', 'probability') + columns, disable_numparse=True,
-                            colalign=('left', 'right', 'right', 'left', 'left')[:2 + len(columns)]))
+    if reader.left_out:
+        print("%d broken pictures were left out" % len(reader.left_out))
 
 
 def run_train(args):
     from dataset import read_images, read_synsets
     from training.train import Data, Run, train
     from training.workers import HorovodWorkers, OneWorker
-    data = Data(read_images(args.data_dir, 'train'), read_images(args.data_dir, 'val'), smallest_area(args.width_ratio))
+    data = Data(read_images(args.data_dir, 'train'), read_images(args.data_dir, 'val'), smallest_area(args.width_ratio),
+                picture_reader(args))
     model = build_model(args, len(read_synsets(args.data_dir)), variant_to_train(args))
     options = {'--' + flag: getattr(args, flag) for flag in (
         'batch', 'dropout_keep_prob', 'dw_code_str', 'epochs', 'freeze_bn', 'label_smoothing', 'lr', 'ratio_code_str', 'se',

@@ -1,45 +1,37 @@
 """One picture from a file: its pixels, or one line that says why there are none. Without TensorFlow.
 
-Pictures are uint8 (H, W, 3) in BGR, as OpenCV reads them.
+Pictures are uint8 (H, W, 3) in BGR, as OpenCV reads them. What a decoder would fill with grey, or guess, is found here: libjpeg
+reports damaged data as a warning, which OpenCV drops and simplejpeg raises. One flipped bit may go unnoticed by any decoder.
 """
+import io
+import os
 import re
-import zlib
+import struct
 
 import cv2
 import numpy as np
+import simplejpeg
 
-from command_line import InputError
+from command_line import InputError, quiet_stderr, warn
+from picture_formats import END_OF_IMAGE, PNG, Damaged, ends, is_turned, repair_jpeg, tidy_png, tiff_samples
 
-JPEG_MARKER = re.compile(b'\xff([\x01-\xcf\xd8-\xfe])')    # in compressed data, ff00 and ffd0 to ffd7 are no end
+MAX_PIXELS = int(os.environ['OPENCV_IO_MAX_IMAGE_PIXELS'])    # of a picture, and of one that is resized for the network
+NO_MEMORY = -4    # cv2.Error.StsNoMem
+DARK = 1 << 14    # 16-bit samples all below this are a quarter as bright as they could be, or not of 16 bits
 
-
-def jpeg_is_whole(data):
-    """Whether the JPEG in bytes `data` has its end-of-image marker: not in a thumbnail, but behind its own scans (T.81, B.1)."""
-    position = 2
-    while True:
-        marker = JPEG_MARKER.search(data, position)
-        if marker is None:
-            return False
-        position = marker.end()
-        code = ord(marker.group(1))
-        if code == 0xd9:
-            return True
-        if 0xc0 <= code <= 0xcf or 0xda <= code <= 0xef or code == 0xfe:    # a segment with its length
-            end = position + int.from_bytes(data[position:position + 2], 'big')
-            position = end if end < len(data) else position    # else stray bytes in the compressed data
+# The first bytes of files that are pictures, and the kinds of which OpenCV reads none.
+SIGNATURE = re.compile(
+    b'\xff\xd8\xff|\x89PNG|GIF8[79]a|RIFF....WEBP|BM.{4}\0{4}|II[*+]\0|MM\0[*+]|....ftyp(avi[fs]|mif1|msf1|hei[cmsx]|hev[cx])|'
+    b'\0\0\0\x0cjP  |\xff\x4f\xff\x51|P[1-6]\\s+(#|\\d)|P7\n|P[Ff]\n|\x59\xa6\x6a\x95|#\\?RADIANCE|#\\?RGBE|\x76\x2f\x31\x01|'
+    b'\0\0\0\x0cJXL |\xff\x0a', re.DOTALL)
 
 
-def png_is_whole(data):
-    """Whether the PNG in bytes `data` goes on to its IEND chunk, and all its chunks have the right CRC."""
-    position = 8
-    while position + 12 <= len(data):
-        end = position + 8 + int.from_bytes(data[position:position + 4], 'big')
-        if zlib.crc32(data[position + 4:end]) != int.from_bytes(data[end:end + 4], 'big'):
-            return False
-        if data[position + 4:position + 8] == b'IEND':
-            return True
-        position = end + 4
-    return False
+class BrokenPicture(InputError):
+    """The picture at `path` is damaged, too large, or none: `reason`."""
+
+    def __init__(self, path, reason, way_out):
+        super(BrokenPicture, self).__init__("the picture %s is broken: %s%s" % (path, reason, way_out))
+        self.path, self.reason = path, reason
 
 
 def fix_opencv():
@@ -51,27 +43,195 @@ def fix_opencv():
     cv2.setNumThreads(0)
 
 
-def read_image(path):
-    """The picture at `path`, uint8 (H, W, 3) BGR, turned as its EXIF header says: the same on every stack.
+def is_picture(path):
+    """Whether the file at `path` begins as a picture does. Its name does not matter. Raises InputError if it cannot be read."""
+    return SIGNATURE.match(read_bytes(path, 32)) is not None
 
-    OpenCV fills what is missing of a truncated file with grey or black, so that is looked for here.
 
-    Raises:
-        InputError: the file is missing, truncated or no image.
-    """
-    fix_opencv()
+def read_bytes(path, size=-1):
     try:
         with open(path, 'rb') as f:
-            data = f.read()
-    except (IOError, OSError) as error:
-        raise InputError("cannot read the image %s: %s" % (path, error.strerror))
-    if (data[:2] == b'\xff\xd8' and not jpeg_is_whole(data)) or (data[:4] == b'\x89PNG' and not png_is_whole(data)) \
-            or (data[:2] == b'BM' and int.from_bytes(data[2:6], 'little') > len(data)):
-        raise InputError("the image %s is truncated or broken: get it anew" % path)
+            return f.read(size)
+    except OSError as error:
+        raise InputError("cannot read the picture %s: %s" % (path, error.strerror))
+
+
+# ------------------------------------------------------------------------------------------------------------------ size
+
+def check_size(height, width):
+    """Raises Damaged for what would take gigabytes: before it is decoded, and before its shorter side becomes 256 pixels."""
+    if height * width > MAX_PIXELS:
+        raise Damaged("it has %d x %d pixels, more than %d million" % (width, height, MAX_PIXELS // 10 ** 6))
+    if height and width and 256 ** 2 * max(height, width) > MAX_PIXELS * min(height, width):
+        raise Damaged("it has %d x %d pixels, which is too long to be resized" % (width, height))
+
+
+# --------------------------------------------------------------------------------------------------------------- decoding
+
+def decode(data, flags=cv2.IMREAD_COLOR):
+    """What OpenCV makes of bytes `data`. Raises Damaged if that is nothing."""
+    if not data:
+        raise Damaged("it is empty")
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:
+        with quiet_stderr:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        if error.code == NO_MEMORY:
+            raise MemoryError
+        if 'CV_IO_MAX_IMAGE' in str(error):
+            raise Damaged("it has more than %d million pixels" % (MAX_PIXELS // 10 ** 6))
         image = None
     if image is None:
-        raise InputError("the file %s is not an image, or a broken one: get it anew" % path)
+        raise Damaged("it is truncated or damaged, or of a kind that OpenCV %s cannot read" % cv2.__version__
+                      if SIGNATURE.match(data) else "it is no picture")
     return image
+
+
+def verified_jpeg(data):
+    """The pixels of a JPEG as libjpeg gives them, BGR or CMYK; None for a kind that simplejpeg does not read.
+
+    Raises ValueError with the first warning; Damaged.
+    """
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except (KeyError, ValueError) as error:
+        if isinstance(error, ValueError) and 'subsampling' not in str(error):
+            raise
+        return verified_by_pillow(data)
+    check_size(height, width)
+    return simplejpeg.decode_jpeg(data, 'CMYK' if colours in ('CMYK', 'YCCK') else 'BGR')
+
+
+def verified_by_pillow(data):
+    """None, or ValueError for a damaged JPEG: for rare subsamplings. Pillow finds most damage, and no lack at the end."""
+    from PIL import Image
+    if not ends(data):
+        raise ValueError("it is truncated")
+    try:
+        image = Image.open(io.BytesIO(data))
+        check_size(image.height, image.width)
+        image.load()
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(str(error))
+
+
+def read_jpeg(data):
+    """The pixels of a JPEG and, if a fault costs none of them, a note on it. Raises Damaged."""
+    note = None
+    try:
+        image = verified_jpeg(data)
+    except ValueError as warning:
+        data, note = repair_jpeg(data, str(warning), verified_jpeg)
+        image = None
+    if image is None or image.shape[2] == 4 or is_turned(data):
+        image = decode(data)
+    return image, note
+
+
+def read_png(data):
+    """As `read_jpeg`, for a PNG."""
+    data, note = tidy_png(data, check_size)
+    if data[24] < 16:    # bits a sample
+        return decode(data), note
+    bits = re.search(b'sBIT(.)', data[33:data.find(b'IDAT')], re.DOTALL)
+    image, other = eight_bits(data, (1 << ord(bits.group(1))) - 1 if bits else None)
+    return image, note or other
+
+
+def read_tiff(data):
+    """As `read_jpeg`, for a TIFF."""
+    bits, largest = tiff_samples(data, verified_jpeg)
+    return eight_bits(data, largest) if bits == 16 else (decode(data), None)
+
+
+def eight_bits(data, largest):
+    """The pixels of a picture with 16 bits a sample, and a note. `largest`: the largest value as the file declares it, or None.
+
+    OpenCV takes the upper 8 bits, which is nearly black where a camera's 12 bits were stored as they are.
+    """
+    deep = decode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    brightest = int(deep.max())
+    if deep.dtype != np.uint16 or brightest >= DARK:
+        return decode(data), None
+    if largest is not None and 0 < brightest <= largest < 65535:
+        return cv2.convertScaleAbs(deep, alpha=255.0 / largest), None
+    return decode(data), "of its 16 bits a sample, the upper ones are not used (the largest is %d): it is read as nearly black; " \
+        "if these are 10, 12 or 14 bits, scale them to 16" % brightest
+
+
+READERS = {b'\xff\xd8': read_jpeg, PNG[:2]: read_png, b'II': read_tiff, b'MM': read_tiff}
+
+
+def read_noted(data):
+    """The pixels of bytes `data` and, if a fault costs none of them, a note on it. Raises Damaged."""
+    fix_opencv()
+    if data[:2] in READERS:
+        image, note = READERS[data[:2]](data)
+    else:
+        flags = cv2.IMREAD_COLOR
+        if data[8:12] == b'WEBP':    # OpenCV before 4.11 does not turn it, and the answer is the same on every stack
+            flags |= cv2.IMREAD_IGNORE_ORIENTATION
+        image, note = decode(data, flags), None
+        if data[:2] == b'BM' and struct.unpack_from('<I', data, 2)[0] > len(data):
+            note = "its header gives a wrong size"
+    check_size(*image.shape[:2])
+    return image, note
+
+
+# ---------------------------------------------------------------------------------------------------------------- reading
+
+class PictureReader:
+    """Reads pictures, and has one rule for those that are broken.
+
+    Args:
+        broken (str): 'stop' raises BrokenPicture; 'skip' leaves them out; 'accept' takes what OpenCV makes of them, which is what
+            the published program does.
+        way_out (str): how the message of BrokenPicture ends.
+
+    Attributes: `left_out`, {path: reason}.
+    """
+
+    def __init__(self, broken='stop', way_out=": get it again"):
+        self.broken, self.way_out = broken, way_out
+        self.left_out = {}
+        self.noted = set()
+
+    def __call__(self, path):
+        """The picture at `path`, uint8 (H, W, 3) BGR, turned as the EXIF header of a JPEG says; None where it is left out.
+
+        It is the same on every stack. A fault that costs no pixel is a warning.
+
+        Raises:
+            BrokenPicture: it is damaged, too large, or no picture.
+            InputError: it cannot be read.
+        """
+        data = read_bytes(path)
+        try:
+            image, note = read_noted(data)
+        except Damaged as error:
+            image, note = self.doubtful(path, data, error)
+        if note is not None and path not in self.noted:
+            self.noted.add(path)
+            warn("%s: %s" % (path, note))
+        return image
+
+    def doubtful(self, path, data, error):
+        """What becomes of a broken picture, by the rule: its pixels and a note, or None for both."""
+        if self.broken == 'accept':
+            try:
+                image = decode(data + END_OF_IMAGE if data[:2] == b'\xff\xd8' else data)    # cv2.imread gives a cut one its end
+                check_size(*image.shape[:2])
+                return image, "accepted as OpenCV reads it, although %s" % error
+            except Damaged as other:
+                error = other
+        if self.broken == 'skip':
+            if path not in self.left_out:
+                self.left_out[path] = str(error)
+                warn("left out: %s: %s" % (path, error))
+            return None, None
+        raise BrokenPicture(path, error, self.way_out)
+
+
+def read_image(path):
+    """The picture at `path`: see PictureReader, of which this is 'stop'."""
+    return PictureReader()(path)

@@ -4,13 +4,12 @@ The rooms say ``from tf_compat import tf`` and get TensorFlow's version 1 API: T
 through ``tf.compat.v1``. Importing this module imports TensorFlow; it raises InputError where the installed packages cannot run
 GhostNet.
 """
-import contextlib
 import gc
 import importlib
 import os
 import warnings
 
-from command_line import InputError
+from command_line import InputError, quiet_stderr
 
 # TensorFlow 2.16 and later keep `tf.compat.v1.layers` only in tf-keras, and only if this is set before they are imported.
 os.environ['TF_USE_LEGACY_KERAS'] = '1'
@@ -20,20 +19,6 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 INSTALL = ("install the pinned packages, with 'make eval' or with 'pip install -r requirements.txt' on CPython 3.10 to 3.13 "
            "(requirements-tf1.txt on CPython 3.6)")
 SUPPORTED = "TensorFlow 1.13 to 1.15 with Tensorpack 0.9.7, or TensorFlow 2.16 to 2.21 with Tensorpack 0.11"
-
-
-@contextlib.contextmanager
-def quiet_stderr():
-    """For C++ code that writes to file descriptor 2 and does not heed TF_CPP_MIN_LOG_LEVEL: TensorFlow 2's import, TFLite."""
-    saved = os.dup(2)
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(null)
 
 
 def _version(module):
@@ -59,10 +44,10 @@ def _check(tensorflow):
 # While modules are imported nothing becomes garbage: not to look for it saves a fifth of the time.
 gc.disable()
 try:
-    with quiet_stderr():
+    with quiet_stderr:
         import tensorflow
     _check(tensorflow)
-    for _package in ('cv2', 'tabulate', 'tqdm', 'filelock'):    # so that it is reported here if one is missing
+    for _package in ('cv2', 'simplejpeg', 'tabulate', 'tqdm', 'filelock'):    # so that it is reported here if one is missing
         importlib.import_module(_package)
     from tensorpack.compat import tfv1 as tf
 except InputError:

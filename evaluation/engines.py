@@ -3,13 +3,13 @@ import collections
 import functools
 import warnings
 
-from tf_compat import inter_op_threads, need_version_2, quiet_stderr, tensorflow, tf
+from tf_compat import inter_op_threads, need_version_2, tensorflow, tf
 
 import numpy as np
 from tensorpack.predict import OfflinePredictor, PredictConfig
 
-from augmentation import IMAGE_SIZE, eval_images
-from command_line import InputError
+from augmentation import IMAGE_SIZE
+from command_line import InputError, quiet_stderr
 from evaluation import frozen
 from evaluation.throughput import images_per_second
 from imagenet_utils import MEAN, STD, in_order, layout_explained, session_creator
@@ -61,7 +61,7 @@ def tflite_engine(model, restore, jobs):
     need_version_2("--engine tflite")
     if model.data_format != 'NHWC':
         raise InputError("TFLite computes in NHWC alone: leave out --data-format, or --engine")
-    with tf.Session(graph=frozen_graph(model, restore, jobs)) as session, quiet_stderr(), warnings.catch_warnings():
+    with tf.Session(graph=frozen_graph(model, restore, jobs)) as session, quiet_stderr, warnings.catch_warnings():
         warnings.simplefilter('ignore')    # that both classes will move to other packages
         tensors = [session.graph.get_tensor_by_name(name + ':0') for name in ('MobileNetV2/preprocessed', frozen.LOGITS)]
         content = tf.lite.TFLiteConverter.from_session(session, tensors[:1], tensors[1:]).convert()
@@ -125,8 +125,8 @@ def measure(engine, images, jobs, seconds):
     return images_per_second(compute, sum(map(len, batches)), seconds)
 
 
-def make_engine(name, model, restore, jobs, images):
-    """The engine called `name`, one of ENGINES or 'auto', which is measured on the first of `images`, a list of [path, label].
+def make_engine(name, model, restore, jobs, sample=None):
+    """The engine called `name`, one of ENGINES or 'auto', which is measured on what `sample()` returns, uint8 (N, 224, 224, 3) BGR.
 
     Raises:
         CheckpointMismatch: the checkpoint is not one of `model`.
@@ -134,7 +134,7 @@ def make_engine(name, model, restore, jobs, images):
     """
     with layout_explained(model):
         if name == 'auto':
-            return fastest_engine(model, restore, jobs, eval_images([path for path, _ in images[:16]]))
+            return fastest_engine(model, restore, jobs, sample())
         engine = ENGINES[name](model, restore, jobs)
         engine.call(np.zeros([1, IMAGE_SIZE, IMAGE_SIZE, 3], np.uint8))    # Grappler's work is part of making it
         return engine

@@ -8,9 +8,10 @@ import time
 import numpy as np
 from tensorpack.utils.utils import get_tqdm
 
-from augmentation import eval_images
-from command_line import progress_options
+from augmentation import kept_images
+from command_line import InputError, progress_options
 from imagenet_utils import in_order, layout_explained
+from pictures import read_image
 
 
 def wrong(logits, labels, k):
@@ -32,24 +33,47 @@ def evaluate(engine, model, images, batch, jobs, read=None, keep_logits=True):
         images (list of [path, label]): from ``dataset.read_images``.
         batch (int): images a call, None for the engine's own; it makes no difference to the result.
         jobs (int): number of workers, as for the engine.
-        read: function from (first, last + 1) to these images, preprocessed. By default they are read from their files.
+        read: function from (first, last + 1) to what ``kept_images`` returns for these. By default their files are read.
         keep_logits (bool): whether logits are wanted; they take memory.
     Returns:
-        dict: ``wrong_top1`` and ``wrong_top5`` (counts), ``seconds``, and ``logits``, float32 (N, classes), in order.
+        dict: ``wrong_top1`` and ``wrong_top5`` (counts), ``seconds``, ``kept``, bool (images,), which of them were not left out,
+        and ``logits``, float32 (N, classes), of these, in order.
+    Raises:
+        InputError: an image cannot be read, all are left out, or logits are not finite.
     """
     if read is None:
         def read(start, end):
-            return eval_images([path for path, _ in images[start:end]])
+            return kept_images([path for path, _ in images[start:end]], read_image)
+
+    def compute(span):
+        pictures, kept = read(*span)
+        return (engine.call(pictures) if len(pictures) else None), kept
+
     batch = batch or engine.batch
     spans = [(start, min(start + batch, len(images))) for start in range(0, len(images), batch)]
     labels = np.array([label for _, label in images])
-    kept, wrong_top1, wrong_top5, start = [], 0, 0, time.time()
+    found, all_kept, wrong_top1, wrong_top5, start = [], [], 0, 0, time.time()
     with layout_explained(model), get_tqdm(total=len(images), unit=' images', **progress_options()) as progress:
-        for span, logits in zip(spans, in_order(lambda span: engine.call(read(*span)), spans, jobs)):
-            wrong_top1 += int(wrong(logits, labels[slice(*span)], 1).sum())
-            wrong_top5 += int(wrong(logits, labels[slice(*span)], 5).sum())
+        for span, (logits, kept) in zip(spans, in_order(compute, spans, jobs)):
+            all_kept.append(kept)
+            progress.update(len(kept))
+            if logits is None:
+                continue
+            check_finite(logits, [path for (path, _), keep in zip(images[slice(*span)], kept) if keep])
+            wrong_top1 += int(wrong(logits, labels[slice(*span)][kept], 1).sum())
+            wrong_top5 += int(wrong(logits, labels[slice(*span)][kept], 5).sum())
             if keep_logits:
-                kept.append(logits)
-            progress.update(len(logits))
-    result = {'wrong_top1': wrong_top1, 'wrong_top5': wrong_top5, 'seconds': time.time() - start}
-    return dict(result, logits=np.concatenate(kept)) if keep_logits else result
+                found.append(logits)
+    kept = np.concatenate(all_kept)
+    if not kept.any():
+        raise InputError("all %d pictures are left out: none of them can be used" % len(images))
+    result = {'wrong_top1': wrong_top1, 'wrong_top5': wrong_top5, 'seconds': time.time() - start, 'kept': kept}
+    return dict(result, logits=np.concatenate(found)) if keep_logits else result
+
+
+def check_finite(logits, paths):
+    """Raises InputError if logits (N, classes), of the pictures at `paths`, are not all finite."""
+    bad = ~np.isfinite(logits).all(1)
+    if bad.any():
+        raise InputError("the logits of %s are not finite: the weights of this checkpoint are too large or not sound, take another"
+                         % paths[int(bad.argmax())])

@@ -3,13 +3,14 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
 import zlib
 
 import cv2
 import filelock
 import numpy as np
 
-from augmentation import IMAGE_SIZE, PREPROCESSING_VERSION, eval_images
+from augmentation import IMAGE_SIZE, PREPROCESSING_VERSION, kept_images
 from command_line import InputError, atomic_write
 
 # A row is an image, its CRC-32, and `file_state` of the file that it was read from.
@@ -26,10 +27,11 @@ def file_state(path):
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino % 2 ** 63
 
 
-def cache_file(folder, data_dir, images):
-    """The file in `folder` for these images: its name follows from the tree, the list, and what preprocesses them."""
+def cache_file(folder, data_dir, images, accept):
+    """The file in `folder` for these images: its name follows from the tree, the list, what preprocesses them, and whether broken
+    ones are accepted."""
     key = [os.path.realpath(data_dir), [os.path.relpath(path, data_dir) for path, _ in images], PREPROCESSING_VERSION,
-           cv2.__version__]
+           cv2.__version__] + ['accept'] * accept
     return os.path.join(folder, 'images-%s.npy' % hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16])
 
 
@@ -42,62 +44,123 @@ def write_errors_named(path):
         raise InputError("cannot write the cache %s: %s" % (path, error.strerror))
 
 
-@contextlib.contextmanager
-def cached(folder, data_dir, images):
-    """A function from (first, last + 1) to these of the images, preprocessed: from the cache in `folder` where that is there and
-    true, else from their files, and then the cache is there when the context ends without an exception.
+class Rows:
+    """The ROWs of an open NumPy file, for several threads. Read and written, not memory-mapped: a file that somebody truncates
+    would end the process with SIGBUS.
 
-    The cache is a NumPy file, memory-mapped, of ROWs in the order of `images`.
+    Args:
+        file: opened for reading, or also for writing.
+        offset (int): where its first row is.
+    """
+
+    def __init__(self, file, offset):
+        self.file, self.offset, self.lock = file, offset, threading.Lock()
+
+    def read(self, start, end):
+        """Rows `start` to `end` - 1; fewer if the file has fewer."""
+        with self.lock:
+            self.file.seek(self.offset + start * ROW.itemsize)
+            data = self.file.read((end - start) * ROW.itemsize)
+        return np.frombuffer(data[:len(data) // ROW.itemsize * ROW.itemsize], ROW)
+
+    def write(self, start, rows):
+        with self.lock:
+            self.file.seek(self.offset + start * ROW.itemsize)
+            self.file.write(rows.tobytes())
+
+    def states(self, count):
+        """The states of the first `count` rows, int64 (N, 4)."""
+        place = ROW.fields['state'][1]
+        with self.lock:
+            parts = []
+            for row in range(count):
+                self.file.seek(self.offset + row * ROW.itemsize + place)
+                parts.append(self.file.read(ROW.itemsize - place))
+        data = b''.join(parts)
+        return np.frombuffer(data[:len(data) // 32 * 32], '<i8').reshape(-1, 4)
+
+
+def open_rows(stack, path, count):
+    """The Rows of the cache at `path`, open as long as `stack`; None if it is damaged, or has another number of them."""
+    file = stack.enter_context(open(path, 'rb'))
+    try:
+        version = np.lib.format.read_magic(file)
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+        whole = (version, shape, fortran_order, dtype) == ((1, 0), (count,), False, ROW)
+    except Exception:    # no NumPy file, or one that was cut or damaged: ValueError, tokenize.TokenError and others
+        whole = False
+    offset = file.tell()
+    return Rows(file, offset) if whole and os.path.getsize(path) == offset + count * ROW.itemsize else None
+
+
+@contextlib.contextmanager
+def cached(folder, data_dir, images, read_picture):
+    """A function from (first, last + 1) to what ``kept_images`` returns for these: from the cache in `folder` where that is there
+    and true, else from their files, and then the cache is there when the context ends without an exception.
+
+    The cache is a NumPy file of ROWs in the order of `images`. Without all of them there is none.
 
     Args:
         data_dir (str): the ILSVRC12 tree.
         images (list of [path, label]): from ``dataset.read_images``.
+        read_picture (PictureReader): how to read one.
     Raises:
-        InputError: the cache cannot be written, or an image in it is damaged, or see ``eval_images``.
+        InputError: the cache cannot be written, or an image in it is damaged, or see ``kept_images``.
     """
-    path = cache_file(folder, data_dir, images)
+    path = cache_file(folder, data_dir, images, read_picture.broken == 'accept')
     states = np.array([file_state(image) for image, _ in images], np.int64)
-    try:
-        os.makedirs(folder, exist_ok=True)
-        rows = np.lib.format.open_memmap(path, mode='r') if os.path.exists(path) else None
-    except OSError as error:
-        raise InputError("cannot use the cache folder %s: %s" % (folder, error.strerror))
-    except Exception:    # no NumPy file, or one that was cut or damaged: ValueError, tokenize.TokenError and others
-        rows = np.empty(0)
-    whole = rows is not None and rows.dtype == ROW and rows.shape == (len(images),)
-    changed = int((rows['state'] != states).any(1).sum()) if whole else len(images)
-    if changed == 0:
-        print("%d images from the cache %s" % (len(images), path))
-        yield reader(rows, path)
-        return
-    if rows is not None:
-        print("the cache %s is made again: %s" % (path, "%d of its images have changed" % changed if whole else "it is damaged"))
-    with filling(path, states) as rows:
+    with contextlib.ExitStack() as stack:
+        try:
+            os.makedirs(folder, exist_ok=True)
+            there = os.path.exists(path)
+            rows = open_rows(stack, path, len(images)) if there else None
+        except OSError as error:
+            raise InputError("cannot use the cache folder %s: %s" % (folder, error.strerror))
+        changed = len(images)
+        if rows is not None:
+            known = rows.states(len(images))
+            changed = int((known != states).any(1).sum()) if known.shape == states.shape else len(images)
+        if changed == 0:
+            print("%d images from the cache %s" % (len(images), path))
+            yield reader(rows, path)
+            return
+        if there:
+            print("the cache %s is made again: %s" % (
+                path, "it is damaged" if rows is None else "%d of its images have changed" % changed))
+    with filling(path, states, read_picture) as rows:
         def read(start, end):
-            result = eval_images([image for image, _ in images[start:end]])
-            if rows is not None:
-                rows['image'][start:end] = result
-                rows['checksum'][start:end] = [zlib.crc32(image) for image in result]
-            return result
+            result, kept = kept_images([image for image, _ in images[start:end]], read_picture)
+            if rows is not None and kept.all():
+                filled = np.empty(end - start, ROW)
+                filled['image'], filled['state'] = result, states[start:end]
+                filled['checksum'] = [zlib.crc32(image) for image in result]
+                with write_errors_named(path):
+                    rows.write(start, filled)
+            return result, kept
         yield read
 
 
 def reader(rows, path):
-    """A function from (first, last + 1) to these images of the cache."""
+    """A function from (first, last + 1) to these images of the cache, and that they are all there."""
     def read(start, end):
-        images = rows['image'][start:end].copy()
-        for image, checksum in zip(images, rows['checksum'][start:end]):
-            if zlib.crc32(image) != checksum:
-                with contextlib.suppress(OSError):    # another worker removed it, or nobody can here
-                    os.remove(path)
-                raise InputError("the cache %s is damaged: %s run the same command again" % (
-                    path, "remove it and" if os.path.exists(path) else "it has been removed,"))
-        return images
+        found = rows.read(start, end)
+        images = found['image'].copy()
+        if len(images) < end - start or any(
+                zlib.crc32(image) != checksum for image, checksum in zip(images, found['checksum'])):
+            with contextlib.suppress(OSError):    # another worker removed it, or nobody can here
+                os.remove(path)
+            raise InputError("the cache %s is damaged: %s run the same command again" % (
+                path, "remove it and" if os.path.exists(path) else "it has been removed,"))
+        return images, np.ones(len(images), bool)
     return read
 
 
+class LeftOut(Exception):
+    """The cache would lack images, and does not get its name."""
+
+
 @contextlib.contextmanager
-def filling(path, states):
+def filling(path, states, read_picture):
     """Rows to fill of what becomes the file `path` in the end; None if another process is filling them."""
     lock = filelock.FileLock(path + '.lock')    # it stays: removing a lock that another process waits for would make two of them
     with write_errors_named(path):
@@ -112,23 +175,24 @@ def filling(path, states):
     try:
         with atomic_write(path, temporary=path + '.unfinished') as f:    # of a process that was killed, it is taken over
             with write_errors_named(path):
-                rows = allocate(f, states)
+                rows = allocate(f, len(states))
             yield rows
-            rows.flush()
+            if read_picture.left_out:
+                raise LeftOut
+    except LeftOut:
+        print("the cache %s is not kept: it would lack the pictures that are left out" % path)
     finally:
         lock.release()
 
 
-def allocate(f, states):
-    """Makes the open file `f` a NumPy file of ROWs with these states that has its whole size on the disk; memory-mapped."""
+def allocate(f, count):
+    """Makes the open file `f` a NumPy file of so many ROWs that has its whole size on the disk; its Rows."""
     np.lib.format.write_array_header_1_0(f, {
-        'descr': np.lib.format.dtype_to_descr(ROW), 'fortran_order': False, 'shape': states.shape[:1]})
+        'descr': np.lib.format.dtype_to_descr(ROW), 'fortran_order': False, 'shape': (count,)})
     f.flush()
     offset = f.tell()
-    if hasattr(os, 'posix_fallocate'):    # a full disk shows here: who writes to mapped memory would be killed
-        os.posix_fallocate(f.fileno(), offset, len(states) * ROW.itemsize)
+    if hasattr(os, 'posix_fallocate'):    # a full disk shows here, not after an hour
+        os.posix_fallocate(f.fileno(), offset, count * ROW.itemsize)
     else:
-        f.truncate(offset + len(states) * ROW.itemsize)
-    rows = np.memmap(f.name, ROW, 'r+', offset, states.shape[:1])
-    rows['state'] = states
-    return rows
+        f.truncate(offset + count * ROW.itemsize)
+    return Rows(f, offset)

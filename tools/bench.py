@@ -77,7 +77,7 @@ def engine(name, args):
     from evaluation.evaluate import evaluate
     from imagenet_utils import in_order
     model = network_of()
-    made = make_engine(name, model, restore, args.jobs, [])
+    made = make_engine(name, model, restore, args.jobs)
     images = [[path, 0] for path in args.files]
     batches = [args.files[i:i + made.batch] for i in range(0, len(images), made.batch)]
     pictures = eval_images((args.files * made.batch)[:made.batch])

@@ -70,7 +70,7 @@ def reproduce(args):
         for entry in manifest['files']:
             check_blob(restore.path + entry['name'][len(manifest['checkpoint']):], entry)
     model = from_checkpoint(restore, num_classes=len(read_synsets(args.data_dir)))
-    engine = make_engine('tensorpack', model, restore, cores(), images)
+    engine = make_engine('tensorpack', model, restore, cores())
     measured = evaluate(engine, model, images, None, cores(), keep_logits=False)
 
     rows, worst = [], 0

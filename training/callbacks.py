@@ -125,8 +125,8 @@ class StopHook(tf.train.SessionRunHook):
 class Validation(DataParallelInferenceRunner):
     """Top-1 and top-5 error of the validation images, on all towers."""
 
-    def __init__(self, images, towers, dtypes, guard):
-        self.data, self.guard = KeepError(eval_dataflow(images, 32)), guard
+    def __init__(self, data, towers, dtypes, guard):
+        self.data, self.guard = KeepError(eval_dataflow(data.val, 32, data.reader)), guard
         super(Validation, self).__init__(
             RoundInput(self.data, queue=tf.FIFOQueue(4, dtypes)),
             [ClassificationError('wrong-top1', 'val-error-top1'), ClassificationError('wrong-top5', 'val-error-top5')], towers)

@@ -23,8 +23,9 @@ from training.inputs import KeepError, SplitInput
 from training.run_folder import locked, open_run, read_stats, save_again, saved_steps
 from training.workers import OneWorker
 
-# Images to train on and to validate on, both [[path, label], ...], and the smallest share of an image that a crop may have.
-Data = collections.namedtuple('Data', 'train val smallest_area')
+# Images to train on and to validate on, both [[path, label], ...], the smallest share of an image that a crop may have, and the
+# PictureReader.
+Data = collections.namedtuple('Data', 'train val smallest_area reader')
 Start = collections.namedtuple('Start', 'step restore seed')                        # where a run begins
 Outcome = collections.namedtuple('Outcome', 'step diverged signum errors')          # how its training ended
 
@@ -141,11 +142,11 @@ def fit(model, data, run, start, steps):
         threads = max(1, cores() // workers.local_size)
         guard, dtypes = Guard(workers), [spec.dtype for spec in model.inputs()]
         images = ShuffledImages(data.train, start.seed, run.batch, start.step, workers.rank, workers.size)
-        dataflow = KeepError(train_dataflow(images, data.smallest_area, threads))
+        dataflow = KeepError(train_dataflow(images, data.smallest_area, threads, data.reader))
         callbacks = [LearningRate(lambda step: learning_rate(step, steps, run.epochs, model.lr, run.batch)), guard]
         monitors, watched = [], []
         if run.chief:
-            validation, checkpoints = Validation(data.val, run.towers, dtypes, guard), chief_checkpoints(model, run)
+            validation, checkpoints = Validation(data, run.towers, dtypes, guard), chief_checkpoints(model, run)
             callbacks.append(validation)
             monitors, watched = DEFAULT_MONITORS() + [checkpoints], [validation.data, checkpoints]
         trainer = workers.trainer(run.gpus, run.towers)
@@ -162,6 +163,8 @@ def fit(model, data, run, start, steps):
                 steps_per_epoch=steps, starting_epoch=start.step // steps + 1, max_epoch=run.epochs), trainer)
     if trainer.global_step < steps * run.epochs:    # else what was read ahead of the end does not matter
         watched.append(dataflow)
+    if data.reader.left_out:
+        logger.warning("%d broken pictures were left out; others took their places in training", len(data.reader.left_out))
     errors = [part.error for part in watched if part.error is not None]
     return Outcome(trainer.global_step, guard.diverged, guard.signum, errors)
 

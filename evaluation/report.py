@@ -1,0 +1,56 @@
+"""What main.py prints and writes of an evaluation and of a prediction."""
+import math
+import platform
+
+from tf_compat import TENSORFLOW_VERSION
+
+import cv2
+import numpy as np
+import tabulate
+import tensorpack
+
+from command_line import warn
+
+
+def print_errors(result, count, engine, left_out):
+    wrong_top1, wrong_top5, seconds = result['wrong_top1'], result['wrong_top5'], result['seconds']
+    print("Top1 Error: %.6g" % (wrong_top1 / count))
+    print("Top5 Error: %.6g" % (wrong_top5 / count))
+    print("%d images, of which wrong: %d by top-1, %d by top-5" % (count, wrong_top1, wrong_top5))
+    if left_out:
+        print("%d broken images were left out and are not in this result" % left_out)
+    print("%.1f images/s, %.1f seconds used, engine %s" % (count / seconds, seconds, engine))
+
+
+def eval_record(result, count, engine, left_out):
+    """What --json gets of an evaluation."""
+    return {'images': count, 'wrong_top1': result['wrong_top1'], 'wrong_top5': result['wrong_top5'],
+            'top1_error': result['wrong_top1'] / count, 'top5_error': result['wrong_top5'] / count, 'engine': engine,
+            'left_out': [{'file': path, 'reason': reason} for path, reason in sorted(left_out.items())],
+            'seconds': result['seconds'], 'images_per_second': count / result['seconds'], 'python': platform.python_version(),
+            'tensorflow': TENSORFLOW_VERSION, 'tensorpack': tensorpack.__version__, 'opencv': cv2.__version__}
+
+
+def hint_at_chance(wrong_top1, count, classes):
+    """Warns where guessing might be as good: no more are right than its mean and two standard deviations."""
+    chance = 1.0 / classes
+    if 0 < wrong_top1 and count - wrong_top1 <= count * chance + 2 * math.sqrt(count * chance * (1 - chance)):
+        warn("the top-1 error is not clearly better than chance: the labels may be those of another synsets.txt or counted from 1, "
+             "or the checkpoint is of another network or data set")
+
+
+def most_probable(logits, classes, count):
+    """The `count` most probable classes, from logits (classes,): [{'label', 'synset', 'words', 'probability'}, ...]."""
+    probabilities = np.exp(logits.astype('float64') - logits.max())
+    probabilities /= probabilities.sum()
+    return [{'label': int(label), 'synset': classes[label][0], 'words': classes[label][1], 'probability': probabilities[label]}
+            for label in np.argsort(-probabilities, kind='stable')[:count]]
+
+
+def print_predictions(predictions, named):
+    """A table of predictions, with the names of the classes if they are `named`."""
+    columns = ('label', 'synset', 'words') if named else ('label',)
+    rows = [('' if rank else entry['file'], '%.4f' % found['probability']) + tuple(found[column] for column in columns)
+            for entry in predictions for rank, found in enumerate(entry['classes'])]
+    print(tabulate.tabulate(rows, headers=('picture', 'probability') + columns, disable_numparse=True,
+                            colalign=('left', 'right', 'right', 'left', 'left')[:2 + len(columns)]))
