@@ -92,12 +92,14 @@ def make_streams_printable():
 
     A file that is opened later must not become stdout or stderr, where libraries in C++ write.
     """
-    for descriptor, name in enumerate(('stdin', 'stdout', 'stderr')):
+    for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:    # closed
-            os.open(os.devnull, os.O_RDWR)    # the lowest number that is free
-            setattr(sys, name, open(os.devnull, 'r' if descriptor == 0 else 'w'))
+            os.open(os.devnull, os.O_RDWR)    # takes the lowest number that is free
+    for descriptor, name in enumerate(('stdin', 'stdout', 'stderr')):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, 'w' if descriptor else 'r', closefd=False))
     stdout = sys.stdout
     if hasattr(stdout, 'reconfigure'):
         stdout.reconfigure(errors='backslashreplace')

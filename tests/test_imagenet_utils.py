@@ -9,6 +9,7 @@ from tensorpack.dataflow import DataFromList
 import imagenet_utils
 from command_line import InputError
 from dataset import read_images
+from pictures import BrokenPicture, PictureReader
 from trees import make_tree
 
 
@@ -69,3 +70,29 @@ def test_training_dataflow_repeats_with_a_seed(tmp_path):
     assert first[0][0].shape == (5, 224, 224, 3) and first[0][0].dtype == np.uint8
     assert all(np.array_equal(a[0], b[0]) and np.array_equal(a[1], b[1]) for a, b in zip(first, again))
     assert not all(np.array_equal(a[0], b[0]) for a, b in zip(first, other))
+
+
+def test_broken_pictures_are_left_out_of_training_and_validation(tmp_path):
+    """In training another takes the place, the same one in each run with a seed."""
+    images = read_images(make_tree(tmp_path), 'val') * 8
+    broken = str(tmp_path / 'cut.JPEG')
+    with open(images[0][0], 'rb') as whole, open(broken, 'wb') as f:
+        f.write(whole.read()[:-40])
+    images[3] = images[8] = [broken, 7]
+
+    def batches(rule):
+        ds = imagenet_utils.train_dataflow(imagenet_utils.ShuffledImages(images, 1, 5), 0.08, 2, PictureReader(rule))
+        ds.reset_state()
+        return list(itertools.islice(iter(ds), 8))
+    first, again = batches('skip'), batches('skip')
+    assert all(np.array_equal(a[0], b[0]) and np.array_equal(a[1], b[1]) for a, b in zip(first, again))
+    assert set(np.concatenate([labels for _, labels in first])) == {0, 1}
+    assert 7 in np.concatenate([labels for _, labels in batches('accept')])
+    with pytest.raises(BrokenPicture, match='cut.JPEG'):
+        batches('stop')
+    ds = imagenet_utils.eval_dataflow(images, 5, PictureReader('skip'))
+    ds.reset_state()
+    assert np.concatenate([labels for _, labels in ds]).tolist() == [label for _, label in images if label != 7]
+    images[:] = [[broken, 7]]
+    with pytest.raises(InputError, match='100 training images in a row'):
+        batches('skip')

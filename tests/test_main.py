@@ -80,7 +80,7 @@ def test_predict_prints_the_classes_of_pictures_and_folders(digits, evaluated_di
     folder = tmp_path / 'folder'
     (folder / 'deeper').mkdir(parents=True)
     shutil.copy(os.path.join(digits, 'val', names[7]), str(folder / 'deeper' / 'b.JPEG'))
-    shutil.copy(os.path.join(digits, 'val', names[3]), str(folder / 'a.jpg'))
+    shutil.copy(os.path.join(digits, 'val', names[3]), str(folder / 'a.dat'))
     cv2.imwrite(str(folder / 'c.bmp'), cv2.imread(os.path.join(digits, 'val', names[5])))
     (folder / 'notes.txt').write_text('no picture')
     first = os.path.join(digits, 'val', names[0])
@@ -88,7 +88,8 @@ def test_predict_prints_the_classes_of_pictures_and_folders(digits, evaluated_di
                                 '--json', tmp_path / 'result.json')
     assert status == 0, err
     result = json.loads((tmp_path / 'result.json').read_text())
-    assert [entry['file'] for entry in result] == [first] + [str(folder / n) for n in ('a.jpg', 'c.bmp', 'deeper/b.JPEG')]
+    assert [entry['file'] for entry in result] == [first] + [str(folder / n) for n in ('a.dat', 'c.bmp', 'deeper/b.JPEG')]
+    assert 'left out: 1 files that are no pictures: %s' % (folder / 'notes.txt') in err
     words = [line.split() for line in open(os.path.join(digits, 'caffe_ilsvrc12', 'synset_words.txt'))]
     lines = out.splitlines()[2:]
     assert len(lines) == 3 * 4
@@ -111,12 +112,31 @@ def test_predict_takes_the_digits_and_says_what_is_no_picture(digits, tmp_path):
     load = ['--load', DIGITS_CHECKPOINT]
     assert 'has no picture' in refused('--predict', tmp_path / 'empty', *load)
     assert 'there is no picture' in refused('--predict', tmp_path / 'missing.jpg', *load)
-    assert 'text.png is not an image' in refused('--predict', tmp_path / 'text.png', *load)
+    assert 'text.png is broken: it is no picture' in refused('--predict', tmp_path / 'text.png', *load)
     picture, label = open(os.path.join(digits, 'caffe_ilsvrc12', 'val.txt')).readline().split()
     path = [os.path.join(folder, picture) for folder, _, names in os.walk(os.path.join(digits, 'val')) if picture in names][0]
     status, out, err = run_main('--predict', path, '--topk', 1, *load)    # without a tree, the labels alone
     assert status == 0, err
     assert out.split() == ['picture', 'probability', 'label'] + out.split()[3:6] + [path, out.split()[7], label]
+
+
+def test_names_that_stdout_cannot_print_and_streams_that_are_closed(digits, tmp_path):
+    """Latin-1 and other names under any encoding: the table has escapes, and the JSON file the names."""
+    pictures = tmp_path / 'pictures'
+    pictures.mkdir()
+    for name in (b'caf\xe9.png', '\u00fc.png'.encode()):
+        shutil.copy(os.path.join(digits, 'val', 'digits_val_00000004.png'), os.path.join(os.fsencode(str(pictures)), name))
+    flags = ['--predict', pictures, '--load', DIGITS_CHECKPOINT, '--topk', 1, '--json', tmp_path / 'x.json']
+    for encoding in ('ascii', 'utf-8:strict'):
+        status, out, err = run_main(*flags, env=dict(os.environ, PYTHONIOENCODING=encoding, LC_ALL='C'))
+        assert status == 0 and err == '' and len(out.splitlines()) == 4 and 'caf\\udce9.png' in out, err
+        assert len(json.loads((tmp_path / 'x.json').read_text())) == 2
+    command = ' '.join([sys.executable, os.path.join(ROOT, 'main.py')] + [str(flag) for flag in flags])
+    for closed, status in (('>&-', 0), ('2>&-', 0), ('<&- >&- 2>&-', 0), ('>/dev/full', 2)):
+        run = subprocess.run(command + ' ' + closed, shell=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert run.returncode == status, (closed, run)
+        assert run.stderr in (b'', b'main.py: cannot write the output: No space left on device\n')
+        assert len(json.loads((tmp_path / 'x.json').read_text())) == 2
 
 
 def test_a_variant_need_not_be_named(digits, tmp_path):
@@ -182,11 +202,17 @@ def test_trees_that_cannot_be_used(digits, tmp_path):
     os.remove(broken)
     image = np.zeros((300, 300, 3), np.uint8)
     jpeg, bmp = (cv2.imencode(extension, image)[1].tobytes() for extension in ('.jpg', '.bmp'))
-    for content, message in [(jpeg[:len(jpeg) // 2], 'truncated'), (bmp[:len(bmp) // 2], 'broken'), (b'no image', 'not an image')]:
+    for content, message in [
+            (b'no image', 'it is no picture'), (bmp[:len(bmp) // 2], 'truncated'), (jpeg[:len(jpeg) // 2], 'libjpeg')]:
         with open(broken, 'wb') as f:
             f.write(content)
         err = refused('--eval', '--data_dir', tree, '--json', tmp_path / 'result.json', *load)
-        assert message in err and names[30] in err
+        assert message in err and names[30] in err and '--broken skip' in err
+    results = {}
+    for rule in ('skip', 'accept'):
+        _, results[rule] = evaluated(tree, DIGITS_CHECKPOINT, tmp_path / 'json', '--broken', rule, '--engine', 'auto')
+    assert [(result['images'], len(result['left_out'])) for _, result in sorted(results.items())] == [(40, 0), (39, 1)]
+    os.remove(str(tmp_path / 'json'))
     os.remove(broken)
     assert names[30] in refused('--eval', '--data_dir', tree, '--save_logits', tmp_path / 'logits.npz', *load)
     assert sorted(os.listdir(str(tmp_path))) == ['tree']

@@ -12,6 +12,7 @@ from command_line import InputError
 from conftest import DIGITS_CHECKPOINT, evaluated, random_checkpoint, refused, run_main
 from evaluation.engines import Engine
 from evaluation.evaluate import evaluate, wrong
+from evaluation.report import hint_at_chance
 
 TF1 = TENSORFLOW_VERSION.startswith('1.')
 
@@ -112,7 +113,7 @@ def test_what_cannot_be_read_ends_the_evaluation_at_once(tmp_path):
     def read(start, end):
         if start >= 40:
             raise InputError("the image is broken")
-        return np.zeros([end - start, 4], np.uint8)
+        return np.zeros([end - start, 4], np.uint8), np.ones(end - start, bool)
     model = type('Model', (), {'data_format': 'NHWC'})
     with pytest.raises(InputError):
         evaluate(Engine('none', call, 4), model, [['x', 0]] * 100000, None, 2, read)
@@ -128,5 +129,27 @@ def test_workers_overlap(tmp_path):
         return np.zeros([len(images), 10], np.float32)
     model = type('Model', (), {'data_format': 'NHWC'})
     result = evaluate(Engine('none', call, 4), model, [['x', 0]] * 16, None, 2,
-                              lambda start, end: np.zeros([end - start, 4], np.uint8))
+                      lambda start, end: (np.zeros([end - start, 4], np.uint8), np.ones(end - start, bool)))
     assert result['logits'].shape == (16, 10) and result['wrong_top1'] == 0
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_logits_that_are_not_finite_are_refused(value):
+    def call(images):
+        logits = np.zeros([len(images), 10], np.float32)
+        logits[images[:, 0] == 5, 3] = value
+        return logits
+
+    def read(start, end):
+        return np.arange(start, end)[:, np.newaxis], np.ones(end - start, bool)
+    model = type('Model', (), {'data_format': 'NHWC'})
+    with pytest.raises(InputError, match='^the logits of picture 5 are not finite: '):
+        evaluate(Engine('none', call, 4), model, [['picture %d' % i, 0] for i in range(9)], None, 2, read)
+
+
+@pytest.mark.parametrize('wrong_top1, count, classes, hinted', [
+    (300, 300, 1000, True), (299, 300, 1000, True), (298, 300, 1000, False), (324, 360, 10, True), (300, 360, 10, False),
+    (0, 2, 2, False), (1, 2, 2, True), (10, 100, 2, False)])
+def test_results_like_guesses_are_pointed_out(wrong_top1, count, classes, hinted, capsys):
+    hint_at_chance(wrong_top1, count, classes)
+    assert ('not clearly better than chance' in capsys.readouterr().err) == hinted

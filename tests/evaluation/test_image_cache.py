@@ -10,6 +10,7 @@ from command_line import InputError
 from conftest import DIGITS_CHECKPOINT, evaluated, refused, small_disk
 from dataset import read_images
 from evaluation import image_cache
+from pictures import PictureReader
 
 
 @pytest.fixture
@@ -33,8 +34,8 @@ def listed(tree):
 def cache(tree, capsys):
     """What comes through the cache in tree/../cache, and what was said of it."""
     images = listed(tree)
-    with image_cache.cached(str(tree.parent / 'cache'), str(tree), images) as read:
-        result = np.concatenate([read(0, 10), read(10, 24)])
+    with image_cache.cached(str(tree.parent / 'cache'), str(tree), images, PictureReader()) as read:
+        result = np.concatenate([read(0, 10)[0], read(10, 24)[0]])
     assert (result == eval_images([path for path, _ in images])).all()
     return capsys.readouterr().out
 
@@ -70,8 +71,9 @@ def test_the_cache_notices_what_changes(tree, capsys, monkeypatch):
     listing.write_text(''.join(lines[::-1]))
     assert cache(tree, capsys) == ''
     monkeypatch.setattr(image_cache, 'PREPROCESSING_VERSION', image_cache.PREPROCESSING_VERSION + 1)
-    assert image_cache.cache_file('x', str(tree), listed(tree)) != image_cache.cache_file(
-        'x', str(tree), listed(tree)[::-1]) and cache(tree, capsys) == ''
+    names = {image_cache.cache_file('x', str(tree), images, accept) for images in (listed(tree), listed(tree)[::-1])
+             for accept in (False, True)}
+    assert len(names) == 4 and cache(tree, capsys) == ''
     assert len(list((tree.parent / 'cache').glob('*.npy'))) == 3
 
 
@@ -96,13 +98,13 @@ def test_an_unfinished_cache_does_not_count(tree, capsys):
     folder = tree.parent / 'cache'
     images = listed(tree)
     with pytest.raises(InputError):
-        with image_cache.cached(str(folder), str(tree), images) as read:
+        with image_cache.cached(str(folder), str(tree), images, PictureReader()) as read:
             read(0, 10)
             raise InputError("an image is broken")
     assert [path.suffix for path in folder.iterdir()] == ['.lock']
-    with image_cache.cached(str(folder), str(tree), images) as read:    # two at once
+    with image_cache.cached(str(folder), str(tree), images, PictureReader()) as read:    # two at once
         read(0, 24)
-        with image_cache.cached(str(folder), str(tree), images) as second:
+        with image_cache.cached(str(folder), str(tree), images, PictureReader()) as second:
             second(0, 24)
         assert 'another process makes the cache' in capsys.readouterr().out
     assert 'from the cache' in cache(tree, capsys)
@@ -115,19 +117,46 @@ def test_a_cache_that_is_made_at_the_same_time_is_left_alone(tmp_path, monkeypat
     """A second process begins one just when the first gives its own the name."""
     path, states, replace = str(tmp_path / 'x.npy'), np.zeros([3, 4], np.int64), os.replace
 
+    def fill(state):
+        with image_cache.filling(path, states, PictureReader()) as rows:
+            if rows is not None:
+                filled = np.zeros(3, image_cache.ROW)
+                filled['state'] = state
+                rows.write(0, filled)
+            return rows
+
     def another_first(*paths):
-        with image_cache.filling(path, states + 1) as rows:
-            assert rows is None
+        assert fill(5) is None
         replace(*paths)
     monkeypatch.setattr(os, 'replace', another_first)
-    with image_cache.filling(path, states) as rows:
-        rows['checksum'] = 1
+    assert fill(1) is not None
     assert 'another process makes the cache' in capsys.readouterr().out
     monkeypatch.undo()
-    assert (np.load(path)['checksum'] == 1).all() and (np.load(path)['state'] == 0).all()
-    with image_cache.filling(path, states + 1) as rows:
-        rows['checksum'] = 2
-    assert (np.load(path)['checksum'] == 2).all() and (np.load(path)['state'] == 1).all()
+    assert (np.load(path)['state'] == 1).all()
+    fill(2)
+    assert (np.load(path)['state'] == 2).all()
+
+
+def test_a_cache_that_is_truncated_while_it_is_read(tree, capsys):
+    """Memory-mapped, it would end the process with SIGBUS."""
+    cache(tree, capsys)
+    file, = (tree.parent / 'cache').glob('*.npy')
+    with pytest.raises(InputError, match='is damaged: it has been removed'):
+        with image_cache.cached(str(tree.parent / 'cache'), str(tree), listed(tree), PictureReader()) as read:
+            read(0, 10)
+            os.truncate(str(file), 5000)
+            read(10, 24)
+
+
+def test_without_all_pictures_there_is_no_cache(tree, capsys):
+    images = listed(tree)
+    with open(images[3][0], 'wb'):
+        pass
+    folder, reader = tree.parent / 'cache', PictureReader('skip')
+    with image_cache.cached(str(folder), str(tree), images, reader) as read:
+        pictures, kept = read(0, 24)
+    assert len(pictures) == 23 and kept.tolist() == [i != 3 for i in range(24)]
+    assert 'is not kept' in capsys.readouterr().out and [path.suffix for path in folder.iterdir()] == ['.lock']
 
 
 def test_an_inode_may_have_64_bits(tree, monkeypatch):

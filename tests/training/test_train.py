@@ -16,6 +16,7 @@ from checkpoints import CheckpointRestore
 from conftest import DIGITS_CHECKPOINT, random_checkpoint, refused, run_main, small_disk
 from dataset import read_images
 from ghostnet import GhostNet
+from pictures import PictureReader
 from recipe import learning_rate
 from runs import STEPS, VALIDATION, cut, difference, flags, started, stats_of, train, variables, wait_for, wrong
 from training.run_folder import saved_steps
@@ -72,7 +73,7 @@ def test_two_runs_in_one_process(small, tmp_path):
     """A run leaves nothing changed in the process, and the folder free: the second goes on where the first has ended."""
     graph, handlers = tf.get_default_graph(), [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
     raising, log = logging.raiseExceptions, logging.getLogger('tensorpack').handlers[:]
-    data = Data(read_images(str(small), 'train'), read_images(str(small), 'val')[:8], 0.08)
+    data = Data(read_images(str(small), 'train'), read_images(str(small), 'val')[:8], 0.08, PictureReader())
     for folder, seed in (('one', 1), ('two', 1), ('one', 1)):
         train_in_process(GhostNet(10, width=0.25), data, Run(str(tmp_path / folder), 64, 1, seed=seed, resume=True))
         assert sorted(stats_of(tmp_path / folder)[0]) and (tmp_path / folder / 'ghostnet_checkpoint.index').exists()
