@@ -117,12 +117,12 @@ def test_full_disk(contents, tmp_path):
 @pytest.mark.slow
 def test_kills(contents, tmp_path):
     """SIGKILL and SIGTERM while pictures are written; the next run finds nothing broken, and removes what was left behind."""
-    for kill, sent in enumerate([signal.SIGKILL, signal.SIGTERM] * 3):
-        wanted = len(on_disk(tmp_path)) + 100 + 53 * kill
+    zeros = tmp_path / 'train' / 'n00000000'    # 142 of them in the end
+    for kill, sent in enumerate([signal.SIGKILL, signal.SIGTERM, signal.SIGKILL]):
         process = subprocess.Popen([sys.executable, SCRIPT, '--out', str(tmp_path)], stdout=subprocess.DEVNULL,
                                    stderr=subprocess.PIPE)
-        while process.poll() is None and len(on_disk(tmp_path)) < wanted:
-            time.sleep(0.001)
+        while process.poll() is None and not (zeros.is_dir() and len(os.listdir(str(zeros))) > 10 + 30 * kill):
+            time.sleep(0.0005)
         process.send_signal(sent)
         process.communicate()
         assert process.returncode in (-signal.SIGKILL, 128 + signal.SIGTERM)
