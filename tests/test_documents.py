@@ -11,7 +11,7 @@ import sys
 
 import cv2
 import pytest
-from test_ilsvrc12_prepare import photograph, small_archives
+from archives import photograph, small_archives
 
 from conftest import DIGITS_CHECKPOINT, ROOT
 
