@@ -40,6 +40,8 @@ def check_array(data, order, depth=1):
         if not 0 <= count * size <= LARGEST:
             raise ValueError("an array is too large")
         count *= size
+    if not count:
+        return
     array = struct.unpack(order + 'II', flags)[0] & 0xff
     inside = parts[3:]
     if array == TEXT or array in NUMBERS:

@@ -1,4 +1,5 @@
 """An ILSVRC12 tree on the disk: the names in it, and how files and links get there, whole and never through a link."""
+import contextlib
 import os
 import re
 import tarfile
@@ -42,9 +43,10 @@ def write(path, data, durable=False):
     """
     temporary = '%s.%s.tmp' % os.path.split(path)
     try:
-        for place in (path, temporary):
-            if os.path.islink(place) or (os.path.exists(place) and not os.path.isfile(place)):    # what a link leads to stays
-                os.remove(place)
+        if os.path.islink(path):    # what it leads to stays as it is
+            os.remove(path)
+        with contextlib.suppress(FileNotFoundError):    # of an earlier run, or a link that would be written through
+            os.remove(temporary)
         with atomic_write(path, temporary, durable) as f:
             f.write(data)
     except OSError as error:
