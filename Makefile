@@ -73,7 +73,7 @@ reproduce: $(VENV)/installed
 	@[ -n "$(DATA)" ] || { echo "make: name the ILSVRC12 tree: make reproduce DATA=..." >&2; exit 2; }
 	$(VENV)/bin/python -m tools.reproduce --data_dir "$(DATA)" --load "$(LOAD)" $(ARGS)
 
-# An environment is made again when its requirements change; tools/environments.sh refuses a folder that make did not make, or a link.
+# An environment is made again when its requirements change. tools/environments.sh refuses links, and folders of others.
 # A pyenv shim answers `command -v` even where its Python is not chosen, so each candidate is run.
 $(VENV)/installed: requirements.txt
 	@for python in $(PYTHON) python3 python3.13 python3.12 python3.11 python3.10; do \
