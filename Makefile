@@ -73,21 +73,22 @@ reproduce: $(VENV)/installed
 	@[ -n "$(DATA)" ] || { echo "make: name the ILSVRC12 tree: make reproduce DATA=..." >&2; exit 2; }
 	$(VENV)/bin/python -m tools.reproduce --data_dir "$(DATA)" --load "$(LOAD)" $(ARGS)
 
+# An environment is made again when its requirements change. tools/environments.sh refuses links, and folders of others.
 # A pyenv shim answers `command -v` even where its Python is not chosen, so each candidate is run.
 $(VENV)/installed: requirements.txt
 	@for python in $(PYTHON) python3 python3.13 python3.12 python3.11 python3.10; do \
 		$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && break; python=; \
 	done; \
 	[ -n "$$python" ] || { echo "make: no CPython 3.10 to 3.13 found: install one, or name it with PYTHON=..." >&2; exit 2; }; \
-	echo "Creating $(VENV) with $$($$python --version) and installing requirements.txt (about 2.5 GB, a few minutes)"; \
-	$$python -m venv --clear $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	sh tools/environments.sh new $$python $(VENV) && \
+	echo "Installing requirements.txt into $(VENV) with $$($$python --version) (about 2.5 GB, a few minutes)" && \
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt && \
 	touch $@
 
 $(VENV_INTEROP)/installed: $(VENV)/installed requirements-interop.txt
-	@echo "Creating $(VENV_INTEROP) and installing requirements-interop.txt too (about 8 GB, a few minutes)"
-	$(VENV)/bin/python -m venv --clear $(VENV_INTEROP)
-	$(VENV_INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-interop.txt
+	@sh tools/environments.sh new $(VENV)/bin/python $(VENV_INTEROP) && \
+	echo "Installing requirements-interop.txt too into $(VENV_INTEROP) (about 8 GB, a few minutes)" && \
+	$(VENV_INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-interop.txt && \
 	touch $@
 
 $(VENV_TF1)/installed: requirements-tf1.txt
@@ -95,10 +96,10 @@ $(VENV_TF1)/installed: requirements-tf1.txt
 		$$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 6))' 2>/dev/null && break; python=; \
 	done; \
 	[ -n "$$python" ] || { echo "make: no CPython 3.6 found: install one, or name it with PYTHON36=..." >&2; exit 2; }; \
-	echo "Creating $(VENV_TF1) with $$($$python --version) and installing requirements-tf1.txt (about 1 GB, a few minutes)"; \
-	$$python -m venv --clear $(VENV_TF1)
-	$(VENV_TF1)/bin/python -m pip install --quiet --disable-pip-version-check pip==21.3.1
-	$(VENV_TF1)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-tf1.txt
+	sh tools/environments.sh new $$python $(VENV_TF1) && \
+	echo "Installing requirements-tf1.txt into $(VENV_TF1) with $$($$python --version) (about 1 GB, a few minutes)" && \
+	$(VENV_TF1)/bin/python -m pip install --quiet --disable-pip-version-check pip==21.3.1 && \
+	$(VENV_TF1)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-tf1.txt && \
 	touch $@
 
 # Horovod is compiled against TensorFlow, which must therefore be there first, with CMake from PyPI (about 2 minutes).
@@ -108,15 +109,15 @@ $(VENV_HOROVOD)/installed: requirements-horovod.txt
 	done; \
 	[ -n "$$python" ] || { echo "make: no CPython 3.7 found: install one, or name it with PYTHON37=..." >&2; exit 2; }; \
 	command -v c++ >/dev/null || { echo "make: Horovod needs a C++ compiler: install g++" >&2; exit 2; }; \
-	echo "Creating $(VENV_HOROVOD) with $$($$python --version) and installing requirements-horovod.txt (about 2 GB, 5 minutes)"; \
-	$$python -m venv --clear $(VENV_HOROVOD)
-	$(VENV_HOROVOD)/bin/python -m pip install --quiet --disable-pip-version-check pip==24.0
-	grep -v '^horovod==' requirements-horovod.txt > $(VENV_HOROVOD)/first.txt
-	$(VENV_HOROVOD)/bin/python -m pip install --quiet --disable-pip-version-check -r $(VENV_HOROVOD)/first.txt
+	sh tools/environments.sh new $$python $(VENV_HOROVOD) && \
+	echo "Installing requirements-horovod.txt into $(VENV_HOROVOD) with $$($$python --version) (about 2 GB, 5 minutes)" && \
+	$(VENV_HOROVOD)/bin/python -m pip install --quiet --disable-pip-version-check pip==24.0 && \
+	grep -v '^horovod==' requirements-horovod.txt > $(VENV_HOROVOD)/first.txt && \
+	$(VENV_HOROVOD)/bin/python -m pip install --quiet --disable-pip-version-check -r $(VENV_HOROVOD)/first.txt && \
 	PATH="$(CURDIR)/$(VENV_HOROVOD)/bin:$$PATH" HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 \
 		HOROVOD_WITH_GLOO=1 HOROVOD_WITHOUT_MPI=1 $(VENV_HOROVOD)/bin/python -m pip install --quiet --disable-pip-version-check \
-		--no-build-isolation -r requirements-horovod.txt
+		--no-build-isolation -r requirements-horovod.txt && \
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV_TF1) $(VENV_HOROVOD) $(VENV_INTEROP) data/digits/train data/digits/val data/digits/caffe_ilsvrc12
+	@sh tools/environments.sh clean $(VENV) $(VENV_TF1) $(VENV_HOROVOD) $(VENV_INTEROP)

@@ -4,6 +4,7 @@
     python models/fetch.py --from DIR    # take the two files from DIR instead
     python models/fetch.py --verify      # verify what is in models/
 """
+import contextlib
 import hashlib
 import http.client
 import importlib.util
@@ -21,6 +22,10 @@ from command_line import InputError, Parser, number, quiet_tensorpack, run, sync
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 BLOCK = 1 << 16
+
+
+class LocalError(InputError):
+    """What cannot be mended by getting the files by other means."""
 
 
 def git_blob(path):
@@ -47,7 +52,7 @@ def read_manifest(path):
 
 def check_packages():
     """Raises ModuleNotFoundError if a package is missing that is needed after the download."""
-    for package in ('tqdm', 'tensorflow', 'tensorpack'):
+    for package in ('tqdm', 'filelock', 'tensorflow', 'tensorpack'):
         if importlib.util.find_spec(package) is None:
             raise ModuleNotFoundError(name=package)
 
@@ -60,6 +65,15 @@ def check_blob(path, entry):
     if found != entry['git_blob']:
         raise InputError("%s is not the published file: %d bytes with git blob id %s, not %d with %s"
                          % (path, os.path.getsize(path), found, entry['bytes'], entry['git_blob']))
+
+
+def write(file, block):
+    """Writes bytes to an unbuffered file. Raises LocalError if the disk is full, which is no fault of the server's."""
+    try:
+        while block:
+            block = block[file.write(block):]
+    except OSError as error:
+        raise LocalError("cannot write %s: %s" % (file.name, error.strerror))
 
 
 def download(entry, path, timeout):
@@ -77,7 +91,7 @@ def download(entry, path, timeout):
         with urllib.request.urlopen(request, timeout=timeout) as response:
             if response.status != 206:
                 have = 0    # a server that does not resume starts over
-            with open(path, 'ab' if have else 'wb') as f, tqdm(
+            with open(path, 'ab' if have else 'wb', buffering=0) as f, tqdm(
                     total=entry['bytes'], initial=have, unit='B', unit_scale=True, desc=entry['name'], leave=False,
                     disable=None) as bar:
                 while f.tell() < entry['bytes']:    # whatever else the server would send
@@ -85,7 +99,7 @@ def download(entry, path, timeout):
                     if not block:
                         raise InputError("%s ended after %d of %d bytes: run this again to continue"
                                          % (entry['address'], f.tell(), entry['bytes']))
-                    f.write(block)
+                    write(f, block)
                     bar.update(len(block))
     except urllib.error.HTTPError as error:
         raise InputError("%s: the server answers %d %s" % (entry['address'], error.code, error.reason))
@@ -136,25 +150,45 @@ def verify(manifest, folder):
     verify_tensors(os.path.join(folder, manifest['checkpoint']))
 
 
+@contextlib.contextmanager
+def work_locked(work):
+    """Makes folder `work`, which no other process gets meanwhile. Raises LocalError if one has it, or if it is a link."""
+    import filelock
+    path = os.path.join(work, '.lock')    # it stays: two could have it while one of them removes it
+    for place in (work, path):
+        if os.path.islink(place):
+            raise LocalError("%s is a link: remove it" % place)
+    os.makedirs(work, exist_ok=True)
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise LocalError("another fetch.py is at work in %s: wait until it has ended" % work)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def fetch(manifest, folder, source, timeout):
     """Puts the checkpoint into `folder` under its final names once it is verified; until then it is in ``folder/.fetch``."""
     work = os.path.join(folder, '.fetch')
     if source is not None:
-        verify(manifest, source)
-    os.makedirs(work, exist_ok=True)
-    for entry in manifest['files']:
-        path = os.path.join(work, entry['name'])
-        if source is None:
-            obtain(entry, path, timeout)
-        else:
-            shutil.copyfile(os.path.join(source, entry['name']), path)
-    if source is None:
+        for entry in manifest['files']:
+            check_blob(os.path.join(source, entry['name']), entry)
+    with work_locked(work):
+        paths = [os.path.join(work, entry['name']) for entry in manifest['files']]
+        for path, entry in zip(paths, manifest['files']):
+            if os.path.islink(path):    # what it leads to is not written to
+                os.remove(path)
+            if source is None:
+                obtain(entry, path, timeout)
+            else:
+                shutil.copyfile(os.path.join(source, entry['name']), path)
         verify(manifest, work)
-    for entry in manifest['files']:
-        path = os.path.join(work, entry['name'])
-        sync(path)
-        os.replace(path, os.path.join(folder, entry['name']))
-    shutil.rmtree(work)
+        for path, entry in zip(paths, manifest['files']):
+            sync(path)
+            os.replace(path, os.path.join(folder, entry['name']))
     print("--load %s" % os.path.join(folder, manifest['checkpoint']))
 
 
@@ -179,9 +213,10 @@ def main(args):
         else:
             fetch(manifest, args.to, args.source, args.timeout)
     except InputError as error:
-        by_hand = '' if args.source or args.verify else "; or get %s by other means and use --from DIR" % ' and '.join(
-            entry.get('address', entry['name']) for entry in manifest['files'])
-        raise InputError("%s%s" % (error, by_hand))
+        if args.source or args.verify or isinstance(error, LocalError):
+            raise
+        raise InputError("%s; or get %s by other means and use --from DIR" % (
+            error, ' and '.join(entry.get('address', entry['name']) for entry in manifest['files'])))
 
 
 if __name__ == '__main__':

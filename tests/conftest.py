@@ -42,6 +42,16 @@ def evaluated_digits(digits, tmp_path_factory):
     return said, result, np.load(str(folder / 'logits.npz'))
 
 
+@pytest.fixture(scope='session')
+def small(tmp_path_factory):
+    """Archives of ILSVRC12's form with 20 classes, 30 validation and 40 training images, and the tree that comes from them."""
+    from archives import flags, made, photograph, small_archives
+    folder = tmp_path_factory.mktemp('small')
+    archives, _, _ = small_archives(folder, 30, 2, photograph)
+    made(*flags(archives, folder / 'tree'))
+    return archives, str(folder / 'tree')
+
+
 def run_main(*args, **kwargs):
     """Runs main.py as a user does, from `cwd` or the project's root, and returns (exit status, stdout, stderr).
 

@@ -11,7 +11,7 @@ import sys
 
 import cv2
 import pytest
-from test_ilsvrc12_prepare import photograph, small_archives
+from archives import photograph, small_archives
 
 from conftest import DIGITS_CHECKPOINT, ROOT
 
@@ -72,7 +72,7 @@ ELSEWHERE = {
     'Makefile': {
         'make reproduce DATA=<tree> LOAD=models/ghostnet_checkpoint': 'tools.reproduce --data_dir "$(DATA)" --load "$(LOAD)" ',
         'make fetch': 'python models/fetch.py $(ARGS)\n',    # and tests/test_fetch.py, as the next two
-        'pip install -r requirements.txt -r requirements-interop.txt': ' -r requirements.txt -r requirements-interop.txt\n',
+        'pip install -r requirements.txt -r requirements-interop.txt': ' -r requirements.txt -r requirements-interop.txt && ',
         'docker build -f docker/Dockerfile -t ghostnet-tf1 .': 'docker build -f docker/Dockerfile -t $(IMAGE) .\n'},
     'tests/test_fetch.py': {
         "make fetch ARGS='--from <folder>'": "'--from', os.path.dirname(checkpoint))\n",

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 from command_line import InputError
-from conftest import ROOT, SHARED, random_checkpoint, without
+from conftest import ROOT, SHARED, random_checkpoint, small_disk, without
 from models import fetch
 
 FETCH = os.path.join(ROOT, 'models', 'fetch.py')
@@ -162,7 +163,7 @@ def test_interrupted_and_resumed(server, tmp_path):
     assert status == 0 and 'all 435 variables' in out, err
     ranges = [requested for path, requested in server.requests if path.endswith(NAMES[0])]
     assert ranges[0] is None and int(ranges[1][6:-1]) > 0 and int(ranges[2][6:-1]) > int(ranges[1][6:-1])
-    assert sorted(os.listdir(str(folder))) == NAMES
+    assert sorted(os.listdir(str(folder))) == ['.fetch'] + NAMES
     for name in NAMES:
         assert (folder / name).read_bytes() == open(os.path.join(server.folder, name), 'rb').read()
     assert call_fetch(server, folder, '--verify')[0] == 0
@@ -231,7 +232,90 @@ def test_a_server_that_stalls(server, tmp_path):
 def test_from_a_folder(server, checkpoint, tmp_path):
     assert 'is missing' in refused(server, tmp_path / 'models', '--from', tmp_path) and not (tmp_path / 'models').exists()
     status, _, _ = call_fetch(server, tmp_path / 'models', '--from', os.path.dirname(checkpoint))
-    assert status == 0 and server.requests == [] and sorted(os.listdir(str(tmp_path / 'models'))) == NAMES
+    assert status == 0 and server.requests == [] and sorted(os.listdir(str(tmp_path / 'models'))) == ['.fetch'] + NAMES
+
+
+def first_bytes(released, sent):
+    """A server's answer that sends the first megabyte, sets `sent`, and waits for `released`."""
+    def answer(handler):
+        if handler.path.endswith('.index') or 'Range' in handler.headers:
+            return False
+        handler.send_response(200)
+        handler.send_header('Content-Length', '20830176')
+        handler.end_headers()
+        with open(os.path.join(handler.server.folder, NAMES[0]), 'rb') as f:
+            handler.wfile.write(f.read(1 << 20))
+        handler.wfile.flush()
+        sent.set()
+        released.wait(60)
+        handler.close_connection = True
+        return True
+    return answer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('sent_signal', [signal.SIGKILL, signal.SIGTERM], ids=['killed', 'ended'])
+def test_two_at_once_and_one_after_a_kill(server, tmp_path, sent_signal):
+    """The second says that another one is at work; when that is killed, the next one takes over what it had."""
+    released, sent = threading.Event(), threading.Event()
+    server.misbehave = first_bytes(released, sent)
+    command = [sys.executable, FETCH, '--manifest', server.manifest, '--to', str(tmp_path / 'models')]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        assert sent.wait(60)
+        wait_for = time.time() + 20
+        while time.time() < wait_for and sum(path.stat().st_size for path in tmp_path.glob('models/.fetch/*data*')) < 500000:
+            time.sleep(0.01)
+        for flags in ([], ['--from', server.folder]):
+            assert 'another fetch.py is at work in ' in refused(server, tmp_path / 'models', *flags, runner=call_fetch)
+    finally:
+        first.send_signal(sent_signal)
+        first.communicate()
+        released.set()
+    assert first.returncode == (-signal.SIGKILL if sent_signal == signal.SIGKILL else 128 + signal.SIGTERM)
+    assert not any((tmp_path / 'models' / name).exists() for name in NAMES)
+    server.misbehave = lambda handler: False
+    assert call_fetch(server, tmp_path / 'models')[0] == 0
+    assert int(server.requests[-2][1][6:-1]) >= 500000    # resumed
+
+
+@pytest.mark.slow
+def test_full_disk(server, tmp_path):
+    server.handle_error = lambda *_: None    # the connection is reset
+    with small_disk(tmp_path / 'disk', '5m') as disk:
+        for flags in ([], [], ['--from', server.folder]):
+            assert 'No space left on device' in refused(server, disk, *flags, runner=call_fetch)
+        subprocess.check_call(['mount', '-o', 'remount,size=50m', str(disk)])
+        assert call_fetch(server, disk)[0] == 0
+        for name in NAMES:
+            assert (disk / name).read_bytes() == open(os.path.join(server.folder, name), 'rb').read()
+
+
+@pytest.mark.slow
+def test_links(server, tmp_path):
+    """Files to take may be links; what is linked to where the checkpoint goes is not written to."""
+    outside, source, folder = tmp_path / 'outside', tmp_path / 'source', tmp_path / 'models'
+    for path in (outside, source, folder / '.fetch'):
+        path.mkdir(parents=True)
+    (outside / 'precious').write_text('precious')
+    for name in NAMES:
+        (source / name).symlink_to(os.path.join(server.folder, name))
+        for place in (folder / name, folder / '.fetch' / name):
+            place.symlink_to(outside / 'precious')
+    for flags in (['--from', source], []):
+        assert call_fetch(server, folder, *flags)[0] == 0
+        assert not any((folder / name).is_symlink() for name in NAMES)
+        for name in NAMES:
+            (folder / '.fetch' / name).symlink_to(outside / 'precious')
+    shutil.rmtree(str(folder))
+    folder.mkdir()
+    (folder / '.fetch').symlink_to(outside, target_is_directory=True)
+    assert '.fetch is a link' in refused(server, folder, runner=call_fetch)
+    (folder / '.fetch').unlink()
+    (folder / '.fetch').mkdir()
+    (folder / '.fetch' / '.lock').symlink_to(outside / 'precious')
+    assert '.lock is a link' in refused(server, folder, runner=call_fetch)
+    assert (outside / 'precious').read_text() == 'precious' and len(list(outside.iterdir())) == 1
 
 
 @pytest.mark.slow

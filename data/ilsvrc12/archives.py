@@ -1,7 +1,8 @@
-"""Reads the archives of image-net.org: the devkit, and tars of images from front to back, truncated and hostile ones included."""
+"""Reads archives from front to back, within bounds: tars of images, gzipped or not, whose MD5 is computed on the way."""
+import concurrent.futures
 import contextlib
 import gzip
-import io
+import hashlib
 import os
 import re
 import sys
@@ -10,10 +11,16 @@ import zlib
 
 from command_line import InputError, progress_options
 
-SYNSETS_FILE = 'ILSVRC2012_devkit_t12/data/meta.mat'
-TRUTH_FILE = 'ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt'
-WORDNET_ID = re.compile('n[0-9]{8}')
-LARGEST = 1 << 30    # bytes of an image, or of the tar of a class: far above those of ILSVRC12. Images are held in memory
+PUBLISHED_MD5 = {'ILSVRC2012_img_val.tar': '29b22e2961454d5413ddabcf34fc5622',
+                 'ILSVRC2012_img_train.tar': '1d675b47d978889d74fa0da5fadfb00e',
+                 'ILSVRC2012_devkit_t12.tar.gz': 'fa75699e90414af021442c21a62c3abf'}
+JUNK = re.compile(r'[.]_.*|[.]DS_Store|Thumbs[.]db|desktop[.]ini', re.DOTALL)    # macOS and Windows leave these among pictures
+# All are far above what is in ILSVRC12, and bound what a damaged or hostile archive can take.
+LARGEST = 1 << 30        # bytes of a member, such as the tar of a class
+HEADERS = 1 << 14        # bytes of one member's headers, of which it may have many
+TAIL = 1 << 20           # bytes after the end of a tar, which GNU tar fills up to a block
+EXPANSION = 20           # bytes out of one byte of gzip, in archives of JPEGs; more are accepted up to ANYWAY bytes
+ANYWAY = 1 << 26
 
 
 class Header(tarfile.TarInfo):
@@ -29,59 +36,86 @@ class Header(tarfile.TarInfo):
             raise tarfile.ReadError(str(error))
 
 
-# ---------------------------------------------------------------------------------------------------------------- devkit
+# ------------------------------------------------------------------------------------------------------------------ bytes
 
-def read_devkit(path):
-    """The classes and the answers in the devkit.
+class Source:
+    """A file that is read once from front to back, and the MD5 of what was read, which a thread of `pool` computes meanwhile.
 
-    Returns:
-        tuple: the classes in the order of the labels, [(WordNet id, words, number of training images), ...], and the labels of
-        validation images 1, 2, ..., a list of int.
-    Raises:
-        InputError: the archive cannot be read, lacks a file, or its files are malformed.
+    `packed` is the Source that `file` inflates, or None.
     """
-    import numpy as np  # here, so that --check and a mistake in the flags need no SciPy
-    from scipy.io import loadmat
 
-    files = {}
-    try:
-        with gzip.open(path) as f:
-            data = f.read()    # to the end, where gzip has its CRC
-        with tarfile.open(fileobj=io.BytesIO(data), mode='r:', tarinfo=Header) as tar:
-            for member in tar:
-                name = re.sub('^[.]/', '', member.name)
-                if member.isfile() and name in (SYNSETS_FILE, TRUTH_FILE):
-                    files[name] = tar.extractfile(member).read()
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise InputError("cannot read the devkit %s (%s): get it again" % (
-            path, getattr(error, 'strerror', None) or "truncated, damaged or not a tar.gz"))
-    for name in (SYNSETS_FILE, TRUTH_FILE):
-        if name not in files:
-            raise InputError("%s is not the devkit: there is no %s in it" % (path, name))
+    def __init__(self, file, pool, packed=None):
+        self.file, self.pool, self.packed, self.ahead, self.size = file, pool, packed, b'', 0
+        self.hash, self.blocks, self.hashed = hashlib.md5(), [], 0
+        self.hashing = pool.submit(self.update, [])
 
-    def text(value):    # an empty one is read as an array
-        return ''.join(np.ravel(value))
+    def update(self, blocks):
+        for block in blocks:
+            self.hash.update(block)
 
-    try:
-        rows = np.ravel(loadmat(io.BytesIO(files[SYNSETS_FILE]), squeeze_me=True)['synsets'])
-        leaves = sorted((text(row['WNID']), text(row['words']), int(row['num_train_images']), int(row['ILSVRC2012_ID']))
-                        for row in rows if int(row['num_children']) == 0)
-    except Exception as error:    # loadmat raises whatever it stumbles over
-        raise InputError("cannot read %s in %s (%s): get the devkit again" % (SYNSETS_FILE, path, type(error).__name__))
-    label_of = {leaf[3]: label for label, leaf in enumerate(leaves)}
-    if not leaves or len(label_of) < len(leaves) or len({leaf[0] for leaf in leaves}) < len(leaves):
-        raise InputError("%s in %s has no leaf synsets, or one of them twice: get the devkit again" % (SYNSETS_FILE, path))
-    for synset, words, _, _ in leaves:
-        if not WORDNET_ID.fullmatch(synset) or re.search('[\r\n]', words):
-            raise InputError("%s in %s: the synset %.80r, %.80r is malformed" % (SYNSETS_FILE, path, synset, words))
-    labels = []
-    for number, line in enumerate(files[TRUTH_FILE].decode('ascii', 'replace').rstrip().split('\n'), 1):
-        try:
-            labels.append(label_of[int(line)])
-        except (KeyError, ValueError):
-            raise InputError("%s in %s, line %d: %.80r is not the ILSVRC2012_ID of a leaf synset"
-                             % (TRUTH_FILE, path, number, line))
-    return [leaf[:3] for leaf in leaves], labels
+    def hash_blocks(self):
+        self.hashing.result()
+        self.hashing, self.blocks, self.hashed = self.pool.submit(self.update, self.blocks), [], self.size
+
+    def read(self, size):
+        ahead, self.ahead = self.ahead[:size], self.ahead[size:]
+        data = self.file.read(size - len(ahead))
+        self.size += len(data)
+        self.blocks.append(data)
+        if self.size - self.hashed > 1 << 20:
+            self.hash_blocks()
+        if self.packed is not None and self.size > max(ANYWAY, EXPANSION * self.packed.size):
+            raise tarfile.ReadError("it inflates to more than %d times its size" % EXPANSION)
+        return ahead + data
+
+    def starts_with(self, magic):
+        self.ahead = self.read(len(magic))
+        return self.ahead == magic
+
+    def finish(self):
+        """Reads what is left, so that the MD5 is that of the whole file, and gzip verifies its CRC."""
+        end = self.size + TAIL
+        while self.read(1 << 16):
+            if self.size > end:
+                raise tarfile.ReadError("it goes on after the end of its tar")
+        self.hash_blocks()
+        if self.packed is not None:
+            self.packed.finish()
+
+    def md5s(self):
+        """MD5 of the file, and of what was inflated from it: a browser may have gzipped it, or the other way round."""
+        self.hashing.result()
+        return ([] if self.packed is None else self.packed.md5s()) + [self.hash.hexdigest()]
+
+
+class Forward:
+    """The next `size` bytes of a file, as a file that tarfile can read and never rewinds: a pipe, or a tar inside a tar.
+
+    tarfile's own streams (mode 'r|') copy everything twice more, and never finish a member of an absurd size. `allowed` is how many
+    bytes may be read before it is set again: tarfile reads headers into memory, and calls itself for each header of a member.
+    """
+
+    def __init__(self, file, size=sys.maxsize, allowed=sys.maxsize):
+        self.file, self.size, self.allowed, self.position = file, size, allowed, 0
+
+    def tell(self):
+        return self.position
+
+    def read(self, size):
+        size = max(0, min(size, self.size - self.position, LARGEST))    # a damaged header asks for anything
+        if size > self.allowed:
+            raise tarfile.ReadError("the headers of a member are longer than %d bytes" % HEADERS)
+        self.allowed -= size
+        return self.advance(size)
+
+    def advance(self, size):
+        data = self.file.read(size)
+        self.position += len(data)
+        return data
+
+    def seek(self, position):
+        while self.position < position and self.advance(max(0, min(position - self.position, self.size - self.position, 1 << 20))):
+            pass
 
 
 # -------------------------------------------------------------------------------------------------------------- archives
@@ -91,71 +125,83 @@ def archive_errors_named(name):
     """Turns what reading the archive `name` raises into an InputError that names it."""
     try:
         yield
-    except tarfile.TarError as error:
+    except (tarfile.TarError, EOFError, zlib.error) as error:
         raise InputError("%s is truncated, damaged or not a tar archive (%s): get it again" % (name, error))
     except OSError as error:
         if error.filename is not None:    # that of a folder in the tree
             raise
+        if error.errno is None:    # gzip's own
+            raise InputError("%s is truncated, damaged or not a tar archive (%s): get it again" % (name, error))
         raise InputError("cannot read %s: %s" % (name, error.strerror))
 
 
 @contextlib.contextmanager
 def archive_opened(path):
-    """The archive at `path` as a file to be read from front to back, which moves a progress bar."""
+    """The tar at `path` as a Source, gzipped or not, whatever its name is; reading it moves a progress bar.
+
+    Raises:
+        InputError: it cannot be read, or goes on after what was read in the with statement.
+    """
     from tqdm import tqdm
     size = os.path.getsize(path) or None    # a pipe has none
-    with archive_errors_named(path), open(path, 'rb', buffering=1 << 18) as f:
+    with archive_errors_named(path), concurrent.futures.ThreadPoolExecutor(1) as pool, open(path, 'rb', buffering=1 << 18) as f:
         with tqdm.wrapattr(f, 'read', total=size, desc=os.path.basename(path), **progress_options()) as counted:
-            yield counted
+            source = Source(counted, pool)
+            for _ in range(2):    # a browser may have gzipped a tar.gz again
+                if source.starts_with(b'\x1f\x8b'):
+                    source = Source(gzip.GzipFile(fileobj=source, mode='rb'), pool, source)
+            yield source
+            source.finish()
 
 
-class Forward:
-    """The next `size` bytes of a file, as a file that tarfile can read and never rewinds: a pipe, or a tar inside a tar.
+def headers(archive):
+    """Reads the tar in file `archive` from front to back: yields (TarInfo, a file to read it from before the next one).
 
-    tarfile's own streams (mode 'r|') copy everything twice more, and never finish a member of an absurd size.
+    Raises:
+        tarfile.TarError: it is truncated or damaged.
     """
+    archive = Forward(archive, allowed=HEADERS)
+    with tarfile.open(fileobj=archive, mode='r:', tarinfo=Header) as tar:
+        member = tar.next()
+        while member is not None:
+            if not 0 <= member.size <= LARGEST:
+                raise tarfile.ReadError("%.200r has %d bytes in it" % (member.name, member.size))
+            archive.allowed = sys.maxsize
+            yield member, Forward(archive, member.size)
+            tar.members, tar.pax_headers = [], {}    # which would grow with the archive
+            archive.allowed = HEADERS
+            member = tar.next()
 
-    def __init__(self, file, size=sys.maxsize):
-        self.file, self.size, self.position = file, size, 0
 
-    def tell(self):
-        return self.position
-
-    def read(self, size):
-        data = self.file.read(max(0, min(size, self.size - self.position, LARGEST)))    # a damaged header asks for anything
-        self.position += len(data)
-        return data
-
-    def seek(self, position):
-        while self.position < position and self.read(min(position - self.position, 1 << 20)):
-            pass
+def is_plain(member):
+    return member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
 
 
 def members(archive, name, form, example):
-    """Reads the tar in file `archive` from front to back.
+    """Reads the tar in file `archive` from front to back. What macOS and Windows add to folders is passed over.
 
     Args:
         name (str): what to call it in a message.
-        form (re.Pattern): which names its members may have, such as `example`.
+        form (re.Pattern): which names its members may have, such as `example`. Its first group tells them apart.
     Yields:
         tuple: match of a member's name with `form`, its size, and a file to read it from before the next one is asked for.
     Raises:
-        InputError: a member is not a plain file, has a name of another form (such as a path) or an absurd size, or comes twice.
+        InputError: a member is not a plain file, has a name of another form (such as a path), or comes twice.
         tarfile.TarError: the archive is truncated or damaged.
     """
     seen = set()
-    archive = Forward(archive)
-    with tarfile.open(fileobj=archive, mode='r:', tarinfo=Header) as tar:
-        for member in tar:
-            if member.isdir() and member.name == '.':    # tar -C folder -cf archive .
-                continue
-            match = form.fullmatch(re.sub('^[.]/', '', member.name))
-            if match is None or member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
-                raise InputError("%s is refused because of its member %.200r: it must have plain files like %s and nothing else"
-                              % (name, member.name, example))
-            if match.group() in seen:
-                raise InputError("%s is refused because it has %s twice" % (name, match.group()))
-            if not 0 <= member.size <= LARGEST:
-                raise InputError("%s is refused because %s has %d bytes in it" % (name, match.group(), member.size))
-            seen.add(match.group())
-            yield match, member.size, Forward(archive, member.size)
+    for member, file in headers(archive):
+        plain_name = re.sub('^[.]/', '', member.name)
+        match = form.fullmatch(plain_name)
+        if member.isdir() and member.name == '.' and '.' not in seen:    # tar -C folder -cf archive .
+            seen.add('.')
+            continue
+        if is_plain(member) and JUNK.fullmatch(plain_name):
+            continue
+        if match is None or not is_plain(member):
+            raise InputError("%s is refused because of its member %.200r: it must have plain files like %s and nothing else"
+                             % (name, member.name, example))
+        if match.group(1) in seen:
+            raise InputError("%s is refused because it has %s twice" % (name, match.group()))
+        seen.add(match.group(1))
+        yield match, member.size, file
