@@ -2,6 +2,7 @@
 
     python -m tools.state_dict FILE > tensors.npz    # arr_0 are the names, the others their tensors
 """
+import contextlib
 import io
 import os
 import pickle
@@ -13,7 +14,7 @@ import zipfile
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))    # for the process that `read_state` starts
 
-from checkpoint_index import LONGEST_NAME, is_name
+from checkpoint_index import LARGEST_INDEX, LONGEST_NAME, MOST_ENTRIES, is_name
 from command_line import InputError, required, run
 
 SECONDS, MEMORY = 60, 256 << 20    # for a file of no size; a sound one takes up to four times its size, and seconds
@@ -56,19 +57,26 @@ def limit(size):
 def loader(path):
     """The function of safetensors or PyTorch that loads a file of such a name. Raises InputError if it is missing."""
     if path.endswith('.safetensors'):
+        with contextlib.suppress(ImportError):
+            import ml_dtypes  # noqa: F401  (NumPy then knows bfloat16)
         return required('safetensors.numpy').load_file
     torch = required('torch')
     if tuple(int(part) for part in torch.__version__.split('.')[:2]) < (2, 6):    # CVE-2025-32434
         raise InputError("PyTorch %s may execute code in the file: pip install -r requirements-interop.txt" % torch.__version__)
     torch.set_num_threads(1)    # each takes memory
+    return lambda path: torch.load(path, map_location='cpu', weights_only=True)
 
-    def load(path):
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as members:
-                if sum(member.file_size for member in members.infolist()) > os.path.getsize(path):
-                    raise ValueError("it is compressed")
-        return torch.load(path, map_location='cpu', weights_only=True)
-    return load
+
+def check_file(path):
+    """Raises ValueError, or others, where a file says that it has more in it than it can have."""
+    if path.endswith('.safetensors'):
+        with open(path, 'rb') as f:
+            if int.from_bytes(f.read(8), 'little') > LARGEST_INDEX:
+                raise ValueError("its header is larger than that of any GhostNet")
+    elif zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as members:
+            if sum(member.file_size for member in members.infolist()) > os.path.getsize(path):
+                raise ValueError("it is compressed")
 
 
 def load(path):
@@ -80,6 +88,7 @@ def load(path):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')    # of what is refused next
+            check_file(path)
             return function(path)
     except pickle.UnpicklingError as error:
         code = re.search(r'GLOBAL ([\w.]+)', str(error))
@@ -98,22 +107,22 @@ def tensors_in(path):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(name, str) and hasattr(value, 'shape') for name, value in state.items()):
         raise InputError("%s is not a state dict, {name: tensor}: save model.state_dict()" % path)
-    if not all(map(is_name, state)):
-        raise InputError("%s has tensors whose names are no text of up to %d characters: save model.state_dict()"
-                         % (path, LONGEST_NAME))
+    if not all(map(is_name, state)) or len(state) > MOST_ENTRIES:
+        raise InputError("%s has tensors whose names are no text of up to %d characters, or more than %d: save model.state_dict()"
+                         % (path, LONGEST_NAME, MOST_ENTRIES))
     count = sum(value.size if hasattr(value, 'astype') else value.numel() for value in state.values())
     if count > 4 * os.path.getsize(path) + 1000:    # a tensor may repeat the few numbers that it has, or have none
         raise InputError("%s is %d bytes long, and has tensors of %d numbers: get it again" % (path, os.path.getsize(path), count))
 
     def array(value):
         if hasattr(value, 'astype'):
-            return value
+            return value.astype('float32') if value.dtype.kind == 'V' else value    # bfloat16
         return (value.float() if value.is_floating_point() else value).detach().numpy()
     try:
         return {re.sub('^module[.]', '', name): array(value) for name, value in state.items()}
-    except (RuntimeError, TypeError) as error:    # sparse or quantised
+    except (RuntimeError, TypeError, ValueError, MemoryError) as error:    # sparse or quantised; of more dimensions than NumPy has
         raise InputError("%s has tensors that are not dense numbers: save those of a float model (%s)"
-                         % (path, str(error).splitlines()[0][:120]))
+                         % (path, (str(error) or repr(error)).splitlines()[0][:120]))
 
 
 def main(path):
