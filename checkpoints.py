@@ -38,6 +38,8 @@ def read_checkpoint(path, names=re.compile('')):
     """
     prefix = re.sub(r'\.(index|meta|data-\d{5}-of-\d{5})$', '', path)
     shapes = check_checkpoint(prefix)
+    if re.search(r'[\[\\]', prefix) and os.name != 'nt':
+        raise InputError("the checkpoint %s cannot be read: TensorFlow takes [ and \\ in a path for a pattern; rename it" % prefix)
     name, values = None, {}
     try:
         reader = tf.train.NewCheckpointReader(os.fsencode(prefix))
@@ -152,18 +154,22 @@ def save_checkpoint(session, saver, path):
     Raises:
         InputError: it cannot be written.
     """
-    folder, name = os.path.split(path)
+    folder = os.path.dirname(path) or '.'
     try:
-        with work_folder(folder or '.') as work:
-            saver.save(session, os.path.join(work, name), write_meta_graph=False, write_state=False)
-            files = sorted(glob.glob(os.path.join(glob.escape(work), glob.escape(name) + '.*')))    # .data-00000-of-00001, .index
+        path.encode()    # for TensorFlow
+        with work_folder(folder) as work:
+            unfinished = os.path.join(work, 'saved')
+            saver.save(session, unfinished, write_meta_graph=False, write_state=False)
+            files = sorted(glob.glob(glob.escape(unfinished) + '.*'))    # .data-00000-of-00001, .index
             for file in files:
                 sync(file)
             for file in files:
-                os.replace(file, os.path.join(folder, os.path.basename(file)))
-            sync(folder or '.')
+                os.replace(file, path + file[len(unfinished):])
+            sync(folder)
+    except UnicodeError:
+        raise InputError("cannot write the checkpoint %s: TensorFlow writes only to folders whose names are in UTF-8" % path)
     except (OSError, tf.errors.OpError) as error:
-        reasons = [line for line in str(error).splitlines() if name in line and 'rror' not in line] or [type(error).__name__]
+        reasons = [line for line in str(error).splitlines() if folder in line and 'rror' not in line] or [type(error).__name__]
         raise InputError("cannot write the checkpoint %s (%s): make room" % (path, reasons[0].strip()[:200]))
 
 

@@ -203,6 +203,28 @@ def test_what_is_unfinished_goes(tmp_path, signum, status, files):
     assert sorted(os.listdir(str(tmp_path))) == ['other.data-00000-of-00001', 'other.index']
 
 
+@pytest.mark.parametrize('name', ['checkpoint', 'a' * 200, 'caf\u00e9 (1)*?'])
+def test_a_checkpoint_of_any_name(tmp_path, name):
+    save_values({'a/W': np.ones(3, 'float32')}, str(tmp_path / name), 'published')
+    assert sorted(os.listdir(str(tmp_path))) == [name + '.data-00000-of-00001', name + '.index']
+    assert list(CheckpointRestore(str(tmp_path / name)).values['a/W']) == [1, 1, 1]
+
+
+@pytest.mark.parametrize('name', ['run[1]', 'back\\slash'])
+def test_a_path_that_tensorflow_takes_for_a_pattern_is_named(small_checkpoint, tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match='for a pattern; rename it'):
+        CheckpointRestore(copy_checkpoint(small_checkpoint, tmp_path / name))
+
+
+def test_a_folder_that_tensorflow_cannot_name(tmp_path):
+    folder = os.path.join(str(tmp_path), os.fsdecode(b'caf\xe9'))
+    os.mkdir(folder)
+    with pytest.raises(InputError, match='in UTF-8'):
+        save_values({'a/W': np.ones(3, 'float32')}, os.path.join(folder, 'ck'), 'published')
+    assert os.listdir(folder) == []
+
+
 def test_a_full_disk_leaves_nothing(tmp_path):
     with small_disk(tmp_path / 'disk', '1m') as disk:
         with pytest.raises(InputError, match='cannot write the checkpoint .*disk/ck .*make room'):
