@@ -5,9 +5,11 @@ import re
 
 from tf_compat import tf
 
+import numpy as np
 from tensorpack.tfutils import DictRestore
 
-from command_line import InputError, sync
+from checkpoint_index import check_checkpoint, is_name
+from command_line import InputError, sync, work_folder
 
 # The last part of the name of every variable that belongs to a model; what training adds (slots, counters) ends otherwise.
 MODEL_VARIABLE = re.compile('(^|/)(W|DW|b|beta|gamma|EMA)$')
@@ -30,19 +32,24 @@ def read_checkpoint(path, names=re.compile('')):
     Args:
         path (str): the checkpoint's prefix, or one of its files.
     Returns:
-        (str, dict): the prefix, and {name: np.ndarray, or bytes for a string}.
+        (str, dict): the prefix, and {name: np.ndarray}. Strings are objects of type bytes in it.
     Raises:
         InputError: a file is missing, or a tensor cannot be read.
     """
     prefix = re.sub(r'\.(index|meta|data-\d{5}-of-\d{5})$', '', path)
-    for suffix in ('.index', '.data-00000-of-*'):
-        if not glob.glob(glob.escape(prefix) + suffix):
-            raise InputError("there is no checkpoint %s: its file %s is missing" % (prefix, prefix + suffix))
+    shapes = check_checkpoint(prefix)
+    if re.search(r'[\[\\]', prefix) and os.name != 'nt':
+        raise InputError("the checkpoint %s cannot be read: TensorFlow takes [ and \\ in a path for a pattern; rename it" % prefix)
     name, values = None, {}
     try:
-        reader = tf.train.NewCheckpointReader(prefix)
-        for name in sorted(filter(names.search, reader.get_variable_to_shape_map())):
-            values[name] = reader.get_tensor(name)
+        reader = tf.train.NewCheckpointReader(os.fsencode(prefix))
+        if reader.get_variable_to_shape_map() != shapes:    # TensorFlow passes over what has a wrong CRC
+            raise ValueError("its index is damaged")
+        for name in sorted(filter(names.search, shapes)):
+            value = reader.get_tensor(name)
+            values[name] = np.array(value, object) if isinstance(value, bytes) else np.asarray(value)
+    except MemoryError:
+        raise
     except Exception as error:    # tf.errors, but in TensorFlow 2 also IndexError, RuntimeError and others
         raise InputError("the checkpoint %s cannot be read%s: get it again (%s)" % (
             prefix, '' if name is None else ' at ' + name, (str(error).splitlines() or [repr(error)])[0][:200]))
@@ -56,9 +63,41 @@ def first_differences(names, found, expected, where):
     return '; '.join(first + ['...'] if len(names) > 3 else first)
 
 
+def variant_in(values, path):
+    """The variant that the tensors of a checkpoint, {name: array}, record. Raises InputError if that is no text."""
+    try:
+        variant = values[VARIANT].item().decode() if VARIANT in values else PUBLISHED
+        if is_name(variant):
+            return variant
+    except (AttributeError, ValueError):    # numbers, several strings, or bytes that are not UTF-8
+        pass
+    raise InputError("the checkpoint %s cannot be read at %s: it is not the name of a network; get it again" % (path, VARIANT))
+
+
 def recorded_variant(path):
-    """The variant of the network that a checkpoint is of. Raises InputError: see `read_checkpoint`."""
-    return read_checkpoint(path, re.compile('^%s$' % VARIANT))[1].get(VARIANT, PUBLISHED.encode()).decode()
+    """The variant of the network that a checkpoint is of. Raises InputError: see `read_checkpoint`, `variant_in`."""
+    path, values = read_checkpoint(path, re.compile('^%s$' % VARIANT))
+    return variant_in(values, path)
+
+
+def finite_weights(values, source):
+    """`values`, {name: array}, as float32.
+
+    Raises:
+        InputError: one of them, which are those of `source`, is not of real numbers, or has NaN or infinities in it.
+    """
+    weights, wrong = {}, []
+    for name, value in sorted(values.items()):
+        if value.dtype.kind not in 'fV':    # V: bfloat16
+            raise InputError("%s has in %s not floating-point numbers, but %s: save it in float32" % (source, name, value.dtype))
+        with np.errstate(over='ignore'):
+            weights[name] = value.astype('float32')
+        if not np.isfinite(weights[name]).all():
+            wrong.append(name)
+    if wrong:
+        raise InputError("%s has NaN or infinity in %d of %d variables, such as %s: the training behind it has diverged; take what "
+                         "was saved before that, or get it again" % (source, len(wrong), len(values), wrong[0]))
+    return weights
 
 
 class CheckpointRestore(DictRestore):
@@ -69,32 +108,44 @@ class CheckpointRestore(DictRestore):
         names (re.Pattern): which variables to restore. All of them must be there, and no other such ones.
 
     Attributes: `path` is the prefix, `shapes` {name: shape} of all model variables in the checkpoint, `values` {name: array} of
-    what is restored, `variant` the network's.
+    what is restored, `variant` the network's. Those of the model are finite numbers, in float32.
     Raises:
-        InputError: see `read_checkpoint`.
+        InputError: see `read_checkpoint`, `variant_in`, `finite_weights`.
         CheckpointMismatch: when the session is made, if these variables are not exactly those of the graph.
     """
 
     def __init__(self, path, names=MODEL_VARIABLE):
         self.path, values = read_checkpoint(path)
         self.names = names
-        self.variant = values.pop(VARIANT, PUBLISHED.encode()).decode()
+        self.variant = variant_in(values, self.path)
+        values.pop(VARIANT, None)
         self.shapes = {name: value.shape for name, value in values.items() if MODEL_VARIABLE.search(name)}
         self.values = {name: value for name, value in values.items() if names.search(name)}
+        # What else a training continues from, such as a moving average that is only printed, may be infinite.
+        self.values.update(finite_weights({name: value for name, value in self.values.items() if MODEL_VARIABLE.search(name)},
+                                          'the checkpoint ' + self.path))
         super(CheckpointRestore, self).__init__(self.values)
 
     def _setup_graph(self):
         self.compare_with_graph()
 
     def compare_with_graph(self):
-        """Raises CheckpointMismatch if what is restored is not exactly what the current graph has of such variables."""
-        graph = {v.op.name: tuple(v.shape.as_list()) for v in tf.global_variables() if self.names.search(v.op.name)}
+        """Raises CheckpointMismatch if what is restored is not exactly what the current graph has of such variables.
+
+        InputError if it is that, but of another dtype.
+        """
+        variables = {v.op.name: v for v in tf.global_variables() if self.names.search(v.op.name)}
+        graph = {name: tuple(variable.shape.as_list()) for name, variable in variables.items()}
         found = {name: value.shape for name, value in self.values.items()}
         wrong = sorted(name for name in set(graph) | set(found) if graph.get(name) != found.get(name))
         if wrong:
             raise CheckpointMismatch("the checkpoint %s does not fit the model in %d of %d variables: %s" % (
                 self.path, len(wrong), len(set(graph) | set(found)),
                 first_differences(wrong, found, graph, 'in the checkpoint')), self)
+        for name, variable in sorted(variables.items()):    # of a training: the weights have been converted
+            if self.values[name].dtype != variable.dtype.base_dtype.as_numpy_dtype:
+                raise InputError("the checkpoint %s does not fit the model: %s is %s there, not %s; get it again" % (
+                    self.path, name, self.values[name].dtype, variable.dtype.base_dtype.name))
 
 
 def save_checkpoint(session, saver, path):
@@ -103,18 +154,22 @@ def save_checkpoint(session, saver, path):
     Raises:
         InputError: it cannot be written.
     """
-    folder, name = os.path.split(path)
-    temporary = os.path.join(folder, 'unfinished-' + name)
+    folder = os.path.dirname(path) or '.'
     try:
-        saver.save(session, temporary, write_meta_graph=False, write_state=False)
-        files = sorted(glob.glob(glob.escape(temporary) + '.*'))    # .data-00000-of-00001, .index
-        for file in files:
-            sync(file)
-        for file in files:
-            os.replace(file, path + file[len(temporary):])
-        sync(folder or '.')
+        path.encode()    # for TensorFlow
+        with work_folder(folder) as work:
+            unfinished = os.path.join(work, 'saved')
+            saver.save(session, unfinished, write_meta_graph=False, write_state=False)
+            files = sorted(glob.glob(glob.escape(unfinished) + '.*'))    # .data-00000-of-00001, .index
+            for file in files:
+                sync(file)
+            for file in files:
+                os.replace(file, path + file[len(unfinished):])
+            sync(folder)
+    except UnicodeError:
+        raise InputError("cannot write the checkpoint %s: TensorFlow writes only to folders whose names are in UTF-8" % path)
     except (OSError, tf.errors.OpError) as error:
-        reasons = [line for line in str(error).splitlines() if name in line and 'rror' not in line] or [type(error).__name__]
+        reasons = [line for line in str(error).splitlines() if folder in line and 'rror' not in line] or [type(error).__name__]
         raise InputError("cannot write the checkpoint %s (%s): make room" % (path, reasons[0].strip()[:200]))
 
 

@@ -1,14 +1,19 @@
 """Checkpoints are read whole or not at all."""
 import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
 
 from tf_compat import tf
 
 import numpy as np
 import pytest
 
-from checkpoints import CheckpointMismatch, CheckpointRestore
+from checkpoints import MODEL_VARIABLE, CheckpointMismatch, CheckpointRestore, save_checkpoint, save_values
 from command_line import InputError
+from conftest import ROOT, small_disk
 
 
 @pytest.fixture(scope='module')
@@ -95,3 +100,133 @@ def test_another_model_is_refused_with_both_shapes(small_checkpoint):
     message = str(error.value)
     assert '3 of 4 variables' in message and 'a/W is (3, 3, 8, 16) in the checkpoint, (3, 3, 8, 32) in the model' in message
     assert 'b/W is absent in the checkpoint, (1,) in the model' in message and 'a/bn/mean/EMA is (16,) in the checkpoint' in message
+
+
+# --------------------------------------------------------------------------------------------------- what is no number at all
+
+def saved_variables(folder, values):
+    with tf.Graph().as_default(), tf.Session() as session:
+        for name, value in values.items():
+            tf.get_variable(name, initializer=value() if callable(value) else value)
+        session.run(tf.global_variables_initializer())
+        save_checkpoint(session, tf.train.Saver(), str(folder / 'ck'))
+    return str(folder / 'ck')
+
+
+def restored(prefix, names=MODEL_VARIABLE):
+    """The values of a checkpoint in a graph with a kernel, its slot and a count."""
+    with tf.Graph().as_default(), tf.Session() as session:
+        variables = [tf.get_variable(name, shape, kind) for name, shape, kind in [
+            ('a/W', [3], 'float32'), ('a/W/Momentum', [3], 'float32'), ('global_step', [], 'int32')]]
+        session.run(tf.global_variables_initializer())
+        restore = CheckpointRestore(prefix, names)
+        restore.init(session)
+        return restore, session.run(variables)
+
+
+@pytest.mark.parametrize('worst', [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path, worst):
+    prefix = saved_variables(tmp_path, {'a/W': np.float32([1, worst, 2]), 'a/beta': np.float32([worst]), 'b/W': np.float32([0])})
+    with pytest.raises(InputError, match='ck has NaN or infinity in 2 of 3 variables, such as a/W: .*; take what was saved before'):
+        CheckpointRestore(prefix)
+    assert CheckpointRestore(prefix, re.compile('^b/')).values['b/W'] == 0    # fine-tuning takes none of the others
+
+
+def test_slots_that_are_not_finite_are_no_weights(tmp_path):
+    slots = np.float32([0, np.nan, np.inf])
+    prefix = saved_variables(tmp_path, {'a/W': np.float32([1, 2, 3]), 'a/W/Momentum': slots, 'global_step': 7})
+    _, (weights, slots, step) = restored(prefix, re.compile(''))
+    assert list(weights) == [1, 2, 3] and np.isnan(slots[1]) and step == 7
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'float64', 'bfloat16'])
+def test_weights_of_another_precision_are_converted(tmp_path, dtype):
+    dtype = tf.as_dtype(dtype).as_numpy_dtype
+    restore, (weights, _, _) = restored(saved_variables(tmp_path, {'a/W': np.array([1, 0.5, 2]).astype(dtype)}))
+    assert restore.values['a/W'].dtype == 'float32' and list(weights) == [1, 0.5, 2]
+
+
+@pytest.mark.parametrize('value', [
+    np.int32([1, 2, 3]), np.array([True, False, True]), lambda: tf.constant(['1', '2', '3']), lambda: tf.constant('text')])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, value):
+    prefix = saved_variables(tmp_path, {'a/W': value})
+    with pytest.raises(InputError, match='ck has in a/W not floating-point numbers, but (int32|bool|object): save it in float32'):
+        CheckpointRestore(prefix)
+
+
+def test_a_training_of_other_dtypes_is_refused(tmp_path):
+    for slots in (np.int32([1, 2, 3]), lambda: tf.constant(['1', '2', '3'])):
+        prefix = saved_variables(tmp_path, {'a/W': np.float32([1, 2, 3]), 'a/W/Momentum': slots, 'global_step': 7})
+        with pytest.raises(InputError, match='does not fit the model: a/W/Momentum is (int32|object) there, not float32'):
+            restored(prefix, re.compile(''))
+
+
+@pytest.mark.parametrize('name', ['folder', 'model.pth', 'model.h5', 'empty.index', 'pipe.index', 'missing', '', '.', '/'])
+def test_what_is_no_checkpoint_is_refused(tmp_path, name):
+    (tmp_path / 'folder').mkdir()
+    for other in ('model.pth', 'model.h5', 'empty.index', 'empty.data-00000-of-00001', 'pipe.data-00000-of-00001'):
+        (tmp_path / other).write_bytes(b'')
+    os.mkfifo(str(tmp_path / 'pipe.index'))
+    with pytest.raises(InputError, match='there is no checkpoint|cannot be read: get it again'):
+        CheckpointRestore(str(tmp_path / name) if len(name) > 1 else name)
+
+
+def test_a_folder_of_any_name(tmp_path):
+    """Also one that is not in UTF-8."""
+    folder = os.path.join(str(tmp_path), os.fsdecode(b'caf\xe9'))
+    shutil.copytree(os.path.dirname(saved_variables(tmp_path, {'a/W': np.float32([1, 2, 3])})), folder)
+    assert list(CheckpointRestore(os.path.join(folder, 'ck')).values['a/W']) == [1, 2, 3]
+
+
+# ----------------------------------------------------------------------------------------------------------- saved, or not at all
+
+SAVING = """
+import os, sys
+sys.path.insert(0, %r)
+import tf_compat, checkpoints, numpy, command_line
+sync = checkpoints.sync
+def end(path):
+    sync(path)
+    os.kill(os.getpid(), %d)
+checkpoints.sync = end
+command_line.run(lambda path: checkpoints.save_values({'a/W': numpy.ones(3, 'float32')}, path, 'published'), sys.argv[1], 'save')
+"""
+
+
+@pytest.mark.parametrize('signum, status, files', [(signal.SIGTERM, 143, 0), (signal.SIGKILL, -signal.SIGKILL, 1)])
+def test_what_is_unfinished_goes(tmp_path, signum, status, files):
+    """At once, or by the next to write there."""
+    child = subprocess.run([sys.executable, '-c', SAVING % (ROOT, signum), str(tmp_path / 'ck')], stderr=subprocess.PIPE)
+    assert child.returncode == status and child.stderr.count(b'\n') == 1 - files
+    assert len(os.listdir(str(tmp_path))) == files
+    save_values({'a/W': np.ones(3, 'float32')}, str(tmp_path / 'other'), 'published')
+    assert sorted(os.listdir(str(tmp_path))) == ['other.data-00000-of-00001', 'other.index']
+
+
+@pytest.mark.parametrize('name', ['checkpoint', 'a' * 200, 'caf\u00e9 (1)*?'])
+def test_a_checkpoint_of_any_name(tmp_path, name):
+    save_values({'a/W': np.ones(3, 'float32')}, str(tmp_path / name), 'published')
+    assert sorted(os.listdir(str(tmp_path))) == [name + '.data-00000-of-00001', name + '.index']
+    assert list(CheckpointRestore(str(tmp_path / name)).values['a/W']) == [1, 1, 1]
+
+
+@pytest.mark.parametrize('name', ['run[1]', 'back\\slash'])
+def test_a_path_that_tensorflow_takes_for_a_pattern_is_named(small_checkpoint, tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match='for a pattern; rename it'):
+        CheckpointRestore(copy_checkpoint(small_checkpoint, tmp_path / name))
+
+
+def test_a_folder_that_tensorflow_cannot_name(tmp_path):
+    folder = os.path.join(str(tmp_path), os.fsdecode(b'caf\xe9'))
+    os.mkdir(folder)
+    with pytest.raises(InputError, match='in UTF-8'):
+        save_values({'a/W': np.ones(3, 'float32')}, os.path.join(folder, 'ck'), 'published')
+    assert os.listdir(folder) == []
+
+
+def test_a_full_disk_leaves_nothing(tmp_path):
+    with small_disk(tmp_path / 'disk', '1m') as disk:
+        with pytest.raises(InputError, match='cannot write the checkpoint .*disk/ck .*make room'):
+            save_values({'a/W': np.ones(1 << 20, 'float32')}, str(disk / 'ck'), 'published')
+        assert os.listdir(str(disk)) == []

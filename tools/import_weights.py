@@ -9,14 +9,13 @@ the network that it belongs to (ghostnet.VARIANTS); its width multiplier, classe
 import argparse
 import collections
 import os
-import pickle
 import re
 import sys
-import warnings
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))    # python tools/import_weights.py works too
 
 from command_line import InputError, Parser, atomic_write, check_writable, quiet_tensorpack, required, run
+from tools.state_dict import read_state
 
 # For each library: the variant of the network, how many bottlenecks its stages have, and the names of its modules, a convolution
 # and its BN for each of ours. {} is the place of a bottleneck.
@@ -96,7 +95,7 @@ def to_ours(variable, value):
         value = value.transpose(axes(variable))
         if variable == STEM:
             value = value[:, :, ::-1]
-    return value if variable.endswith(STEPS) else value.astype('float32')
+    return value
 
 
 def to_theirs(variable, value):
@@ -143,64 +142,23 @@ def compare(found, expected, source, model):
                          % (source, model, len(wrong), first_differences(wrong, found, expected, 'there')))
 
 
-def read_state(path):
-    """The state dict in a file, {name: np.ndarray}. No code in it is executed.
-
-    Raises:
-        InputError: the file cannot be read, or has other things than tensors; a package is missing.
-    """
-    if not os.path.isfile(path):
-        raise InputError("there is no file %s" % path)
-    if path.endswith('.safetensors'):
-        load = required('safetensors.numpy').load_file
-    else:
-        torch = required('torch')
-        if tuple(int(part) for part in torch.__version__.split('.')[:2]) < (2, 6):    # CVE-2025-32434
-            raise InputError("PyTorch %s may execute code in the file: pip install -r requirements-interop.txt" % torch.__version__)
-
-        def load(path):
-            return torch.load(path, map_location='cpu', weights_only=True)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')    # of what is refused next
-            state = load(path)
-    except pickle.UnpicklingError as error:
-        code = re.search(r'GLOBAL ([\w.]+)', str(error))
-        raise InputError("%s is truncated, or has more in it than tensors%s, which is not executed: save model.state_dict()"
-                         % (path, ', such as ' + code.group(1) if code else ''))
-    except Exception as error:    # RuntimeError, EOFError, SafetensorError and others
-        raise InputError("%s is truncated, or not a state dict: get it again (%s)"
-                         % (path, (str(error) or repr(error)).splitlines()[0][:120]))
-    for key in ('state_dict', 'model'):    # where training scripts put it
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(name, str) and hasattr(value, 'shape') for name, value in state.items()):
-        raise InputError("%s is not a state dict, {name: tensor}: save model.state_dict()" % path)
-
-    def array(value):
-        if hasattr(value, 'astype'):
-            return value
-        return (value.float() if value.is_floating_point() else value).detach().numpy()
-    try:
-        return {re.sub('^module[.]', '', name): array(value) for name, value in state.items()}
-    except (RuntimeError, TypeError) as error:    # sparse or quantised
-        raise InputError("%s has tensors that are not dense numbers: save those of a float model (%s)"
-                         % (path, str(error).splitlines()[0][:120]))
-
-
 def import_weights(library, path, out):
-    from checkpoints import save_values
     out = re.sub('[.]index$', '', out)
     if not os.path.basename(out):
         raise InputError("OUT is '%s': name a checkpoint, such as models/timm_checkpoint" % out)
     check_writable(out + '.index')
-    state = read_state(path)
+    state = read_state(path)    # before TensorFlow is there: together, they would take more memory
+    from checkpoints import finite_weights, save_values
+    quiet_tensorpack()
     theirs = {name: their_name(name, LIBRARIES[library]) for name in variable_shapes(variant=LIBRARIES[library].variant)}
     values = {name: to_ours(name, state[theirs[name]]) for name in theirs if theirs[name] in state}
     options, shapes = library_shapes(values, LIBRARIES[library])
     found = {theirs[name]: value.shape for name, value in values.items()}
     found.update({name: value.shape for name, value in state.items() if name not in found})
     compare(found, {theirs[name]: shape for name, shape in shapes.items()}, path, 'a GhostNet of ' + library)
+    weights = finite_weights({theirs[name]: value for name, value in values.items()
+                              if not (name.endswith(STEPS) and value.dtype.kind in 'iu')}, path)
+    values.update({name: weights[theirs[name]] for name in values if theirs[name] in weights})
     save_values(values, out, LIBRARIES[library].variant)
     print("%s: %d tensors, width %g, %d classes, variant '%s'; for example" % (
         out, len(values), options['width'], options['num_classes'], LIBRARIES[library].variant))
@@ -212,6 +170,7 @@ def export_weights(library, path, out):
     import numpy as np
 
     from checkpoints import CheckpointRestore
+    quiet_tensorpack()
     check_writable(out)
     save = required('safetensors.numpy').save if out.endswith('.safetensors') else None
     torch = None if save else required('torch')
@@ -232,8 +191,6 @@ def export_weights(library, path, out):
 
 
 def main(args):
-    import tf_compat  # noqa: F401  (before all else that imports TensorFlow)
-    quiet_tensorpack()
     if args.library:
         import_weights(args.library, args.source, args.out)
     else:

@@ -18,7 +18,10 @@ from tensorpack.callbacks import JSONWriter
 from tensorpack.utils import logger
 
 from checkpoints import PUBLISHED, CheckpointRestore, save_values
-from command_line import InputError, write_json
+from command_line import InputError, remove_abandoned, write_json
+
+# What a kill has left, of this project's first versions too: they had no folders for it.
+UNFINISHED = re.compile(r'unfinished-(model-\d+|best-\d+|ghostnet_checkpoint)\.|(stats\.json|run\.json|curves\.png).*\.tmp$')
 
 
 def saved_steps(folder, kind):
@@ -127,12 +130,12 @@ def open_run(folder, options, seed, resume):
 
 def clean_up(folder, done):
     """Brings a run's folder to the state after step `done`: without what was unfinished, or belongs to later epochs."""
+    remove_abandoned(folder)
     for name in os.listdir(folder):
         path, checkpoint = os.path.join(folder, name), re.match(r'(model|best)-(\d+)\.', name)
         if checkpoint and int(checkpoint.group(2)) > done:    # these cannot be read, or are better than what can
             os.rename(path, os.path.join(folder, 'damaged-' + name))
-        elif (checkpoint and not os.path.exists(os.path.join(folder, checkpoint.group(0) + 'index'))) \
-                or re.match(r'unfinished-(model|best|ghostnet_checkpoint)|(stats\.json|run\.json|curves\.png).*\.tmp$', name):
+        elif (checkpoint and not os.path.exists(os.path.join(folder, checkpoint.group(0) + 'index'))) or UNFINISHED.match(name):
             os.remove(path)
     stats = [entry for entry in read_stats(folder) if entry['global_step'] <= done]
     if stats:

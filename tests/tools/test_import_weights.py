@@ -1,8 +1,14 @@
 """Weights of other libraries against those libraries: their own models, with random weights and BN statistics."""
 import importlib.util
+import json
 import os
 import pickle
+import signal
+import struct
+import subprocess
 import sys
+import time
+import zipfile
 
 import cv2
 import numpy as np
@@ -10,7 +16,7 @@ import pytest
 
 from augmentation import eval_images
 from checkpoints import CheckpointRestore
-from conftest import DIGITS_CHECKPOINT, ROOT, refused, run_main
+from conftest import DIGITS_CHECKPOINT, ROOT, refused, run_main, small_disk
 
 for _package in ('torch', 'timm', 'pytorchcv', 'safetensors'):
     if importlib.util.find_spec(_package) is None:
@@ -109,7 +115,15 @@ def halve(path, source):
         f.write(data[:len(data) // 2])
 
 
-def test_files_that_are_no_weights_are_refused(tmp_path):
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Files are read here, without limits: a process for each would take two seconds."""
+    from tools import import_weights, state_dict
+    monkeypatch.setattr(state_dict, 'limit', lambda size: None)
+    monkeypatch.setattr(import_weights, 'read_state', state_dict.tensors_in)
+
+
+def test_files_that_are_no_weights_are_refused(tmp_path, in_this_process):
     their_models('make', 'resnet18', 0, tmp_path / 'resnet18.pth')
     their_models('make', 'ghostnetv2_100', 0, tmp_path / 'ghostnetv2.pth')
     import torch
@@ -149,6 +163,128 @@ def test_files_that_are_no_weights_are_refused(tmp_path):
     assert 'is truncated' in refused('--from', 'timm', tmp_path / 'half.pth', tmp_path / 'ours', **IMPORT)
     assert 'not executed' in refused('--from', 'pytorch', tmp_path / 'pickle.pth', tmp_path / 'ours', **IMPORT)
     assert not os.path.exists(planted)
+
+
+def crafted_zip(path, source, member, content, compression=zipfile.ZIP_STORED):
+    """A copy of what torch.save wrote, with another content of one member."""
+    with zipfile.ZipFile(str(source)) as old, zipfile.ZipFile(str(path), 'w', compression) as new:
+        for name in old.namelist():
+            new.writestr(name, content if name.endswith(member) else old.read(name))
+
+
+def crafted_safetensors(path, header, data=b'', length=None):
+    if not isinstance(header, bytes):
+        header = {name: dict(zip(('dtype', 'shape', 'data_offsets'), values)) for name, values in header.items()}
+        header = json.dumps(header).encode()
+    path.write_bytes(struct.pack('<Q', len(header) if length is None else length) + header + data)
+
+
+def test_files_that_declare_more_than_they_have_are_refused(tmp_path, in_this_process):
+    import torch
+
+    from command_line import InputError
+    from tools.import_weights import import_weights
+    one, saved = torch.zeros(1), {}
+    for name, tensor in [
+            ('repeated', one.half().expand(10 ** 10)), ('flags', one.bool().expand(10 ** 10)),
+            ('meta', torch.zeros(10 ** 10, device='meta')),
+            ('sparse', torch.sparse_coo_tensor(torch.tensor([[0]]), one, (10 ** 12,))), ('dense', torch.zeros(4, 4).to_sparse()),
+            ('complex', torch.zeros([1280, 1000], dtype=torch.complex64))]:
+        saved[name] = {'w': tensor}
+    saved.update(nested={'state_dict': {'state_dict': {'state_dict': {}}}}, views={str(i): one.expand(1000) for i in range(999)},
+                 nul={'a\0b': one}, long={'a' * 10 ** 7: one}, escape={'a\x1b[31m': one}, many={str(i): one for i in range(20001)})
+    for name, state in saved.items():
+        torch.save(state, str(tmp_path / (name + '.pth')))
+    crafted_zip(tmp_path / 'bomb.pth', tmp_path / 'dense.pth', 'data/0', bytes(1 << 28), zipfile.ZIP_DEFLATED)
+    crafted_safetensors(tmp_path / 'header.safetensors', b'{}', length=1 << 62)
+    crafted_safetensors(tmp_path / 'absurd.safetensors', {'w': ('F32', [1 << 40], [0, 1 << 42])})
+    crafted_safetensors(tmp_path / 'overlap.safetensors', {'a': ('F32', [2], [0, 8]), 'b': ('F32', [2], [4, 12])}, bytes(12))
+    crafted_safetensors(tmp_path / 'empty.safetensors', {'a': ('F32', [0, 1 << 62], [0, 0])})
+    crafted_safetensors(tmp_path / 'nul.safetensors', {'a\0b': ('F32', [1], [0, 4])}, bytes(4))
+    crafted_safetensors(tmp_path / 'many.safetensors', {'%06d' % i: ('F32', [0], [0, 0]) for i in range(20001)})
+    for name, message in [
+            ('repeated.pth', 'has tensors of 10000000000 numbers'), ('flags.pth', 'has tensors of 10000000000 numbers'),
+            ('meta.pth', 'has tensors of 10000000000 numbers'), ('sparse.pth', 'has tensors of 1000000000000 numbers'),
+            ('dense.pth', 'not dense numbers'), ('complex.pth', 'is not a GhostNet'), ('nested.pth', 'not a state dict'),
+            ('views.pth', 'has tensors of 999000 numbers'), ('nul.pth', 'names are no text'), ('long.pth', 'names are no text'),
+            ('escape.pth', 'names are no text'), ('many.pth', 'more than 20000'), ('bomb.pth', 'is compressed'),
+            ('header.safetensors', 'truncated'), ('absurd.safetensors', 'truncated'), ('overlap.safetensors', 'invalid offset'),
+            ('empty.safetensors', 'truncated'), ('nul.safetensors', 'names are no text'), ('many.safetensors', 'header is larger')]:
+        with pytest.raises(InputError, match=message) as refusal:
+            import_weights('timm', str(tmp_path / name), str(tmp_path / 'ours'))
+        assert '\n' not in str(refusal.value) and '\x1b' not in str(refusal.value), name
+
+
+@pytest.mark.parametrize('name, pickled', [
+    ('gigabytes', b'\x80\x02cbuiltins\nbytearray\n\x8a\x05\0\0\0\0\x10\x85R.'),
+    ('the stack', b'\x80\x02}(' + b')' + b'\x85' * 1000000 + b'Nu.')])    # the hash of a tuple is that of what it has in it
+def test_pickles_that_break_the_process_which_reads_them(tmp_path, name, pickled):
+    import torch
+    torch.save({}, str(tmp_path / 'sound.pth'))
+    crafted_zip(tmp_path / 'crafted.pth', tmp_path / 'sound.pth', 'data.pkl', pickled)
+    assert 'crafted.pth is ' in refused('--from', 'timm', tmp_path / 'crafted.pth', tmp_path / 'ours', **IMPORT)
+    assert not (tmp_path / 'ours.index').exists()
+
+
+@pytest.fixture(scope='module')
+def sound(tmp_path_factory):
+    path = tmp_path_factory.mktemp('sound') / 'theirs.pth'
+    their_models('make', 'ghostnet_050', 0, path)
+    return path
+
+
+def test_weights_that_are_not_finite_are_refused(sound, tmp_path, in_this_process):
+    import torch
+
+    from command_line import InputError
+    from tools.import_weights import import_weights
+    for key, value, message in [
+            ('bn1.weight', torch.full([8], float('nan')), 'has NaN or infinity in 1 of .* variables, such as bn1.weight'),
+            ('bn1.bias', torch.zeros(8, dtype=torch.complex64), 'has in bn1.bias not floating-point numbers, but complex64')]:
+        state = torch.load(str(sound), weights_only=True)
+        assert state[key].shape == value.shape
+        state[key] = value
+        torch.save(state, str(tmp_path / 'changed.pth'))
+        with pytest.raises(InputError, match=message):
+            import_weights('timm', str(tmp_path / 'changed.pth'), str(tmp_path / 'ours'))
+    assert os.listdir(str(tmp_path)) == ['changed.pth']
+
+
+def test_bfloat16_of_safetensors(sound, tmp_path):
+    import torch
+    from safetensors.torch import save_file
+    state = torch.load(str(sound), weights_only=True)
+    save_file({name: value.bfloat16() for name, value in state.items()}, str(tmp_path / 'theirs.safetensors'))
+    status, _, err = run_main('--from', 'timm', tmp_path / 'theirs.safetensors', tmp_path / 'ours', **IMPORT)
+    assert status == 0, err
+    ours = CheckpointRestore(str(tmp_path / 'ours')).values['MobileNetV2/Conv2d_0/bn/gamma']
+    assert np.array_equal(ours, state['bn1.weight'].bfloat16().float().numpy())
+
+
+def test_a_full_disk_leaves_nothing(sound, tmp_path):
+    with small_disk(tmp_path / 'disk', '6m') as disk:
+        assert 'disk/ours' in refused('--from', 'timm', sound, disk / 'ours', **IMPORT)
+        assert os.listdir(str(disk)) == []
+
+
+def test_stopped_while_a_file_is_read_it_leaves_nothing(tmp_path):
+    """Neither files nor the process that reads."""
+    import torch
+    torch.save({}, str(tmp_path / 'sound.pth'))
+    endless = b'\x80\x02}' + b'K\1K\1s' * (4 << 20) + b'.'    # some seconds long
+    crafted_zip(tmp_path / 'endless.pth', tmp_path / 'sound.pth', 'data.pkl', endless)
+    child = subprocess.Popen([sys.executable, '-m', 'tools.import_weights', '--from', 'timm', str(tmp_path / 'endless.pth'),
+                              str(tmp_path / 'ours')], cwd=ROOT, stderr=subprocess.PIPE, universal_newlines=True)
+    reader = []
+    while not reader:
+        time.sleep(0.1)
+        assert child.poll() is None
+        reader = subprocess.run(['pgrep', '-P', str(child.pid)], stdout=subprocess.PIPE).stdout.split()
+    time.sleep(1)
+    child.send_signal(signal.SIGTERM)
+    _, err = child.communicate()
+    assert child.returncode == 143 and err == 'import_weights: stopped by SIGTERM\n'
+    assert sorted(os.listdir(str(tmp_path))) == ['endless.pth', 'sound.pth'] and not os.path.exists('/proc/%d' % int(reader[0]))
 
 
 def test_another_variant_is_refused(tmp_path):

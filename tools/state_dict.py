@@ -1,0 +1,138 @@
+"""Reads a state dict in a process of its own: what a crafted file asks for, or breaks, is then no more than that process.
+
+    python -m tools.state_dict FILE > tensors.npz    # arr_0 are the names, the others their tensors
+"""
+import contextlib
+import io
+import os
+import pickle
+import re
+import subprocess
+import sys
+import warnings
+import zipfile
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))    # for the process that `read_state` starts
+
+from checkpoint_index import LARGEST_INDEX, LONGEST_NAME, MOST_ENTRIES, is_name
+from command_line import InputError, required, run
+
+SECONDS, MEMORY = 60, 256 << 20    # for a file of no size; a sound one takes up to four times its size, and seconds
+
+
+def read_state(path):
+    """The state dict in a file, {name: np.ndarray}. No code in it is executed.
+
+    Raises:
+        InputError: the file cannot be read, or has other things than dense tensors; a package is missing.
+    """
+    import numpy as np
+    try:
+        child = subprocess.run([sys.executable, os.path.abspath(__file__), path], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               timeout=10 * SECONDS)
+    except subprocess.TimeoutExpired:
+        raise InputError("%s takes minutes to read, as no state dict does: get it again" % path)
+    if child.returncode == 2:
+        raise InputError(child.stderr.decode(errors='replace').strip().splitlines()[-1].split(': ', 1)[1])
+    if child.returncode:
+        raise InputError("%s is damaged, or made to do harm: get it again (the process that read it ended with status %d)"
+                         % (path, child.returncode))
+    with np.load(io.BytesIO(child.stdout), allow_pickle=False) as tensors:
+        return {str(name): tensors['arr_%d' % (i + 1)] for i, name in enumerate(tensors['arr_0'])}
+
+
+def limit(size):
+    """Limits the memory and the processor's time of this process, for a file of `size` bytes, where the system can do that."""
+    try:
+        import resource
+        with open('/proc/self/statm') as f:
+            used = int(f.read().split()[0]) * resource.getpagesize()
+    except (ImportError, OSError):    # Windows; macOS
+        return
+    for kind, most in ((resource.RLIMIT_AS, used + MEMORY + 4 * size), (resource.RLIMIT_CPU, SECONDS + (size >> 24))):
+        hard = resource.getrlimit(kind)[1]
+        resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+def loader(path):
+    """The function of safetensors or PyTorch that loads a file of such a name. Raises InputError if it is missing."""
+    if path.endswith('.safetensors'):
+        with contextlib.suppress(ImportError):
+            import ml_dtypes  # noqa: F401  (NumPy then knows bfloat16)
+        return required('safetensors.numpy').load_file
+    torch = required('torch')
+    if tuple(int(part) for part in torch.__version__.split('.')[:2]) < (2, 6):    # CVE-2025-32434
+        raise InputError("PyTorch %s may execute code in the file: pip install -r requirements-interop.txt" % torch.__version__)
+    torch.set_num_threads(1)    # each takes memory
+    return lambda path: torch.load(path, map_location='cpu', weights_only=True)
+
+
+def check_file(path):
+    """Raises ValueError, or others, where a file says that it has more in it than it can have."""
+    if path.endswith('.safetensors'):
+        with open(path, 'rb') as f:
+            if int.from_bytes(f.read(8), 'little') > LARGEST_INDEX:
+                raise ValueError("its header is larger than that of any GhostNet")
+    elif zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as members:
+            if sum(member.file_size for member in members.infolist()) > os.path.getsize(path):
+                raise ValueError("it is compressed")
+
+
+def load(path):
+    """What a file has in it. Raises InputError if it cannot be read."""
+    if not os.path.isfile(path):
+        raise InputError("there is no file %s" % path)
+    function = loader(path)
+    limit(os.path.getsize(path))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')    # of what is refused next
+            check_file(path)
+            return function(path)
+    except pickle.UnpicklingError as error:
+        code = re.search(r'GLOBAL ([\w.]+)', str(error))
+        raise InputError("%s is truncated, or has more in it than tensors%s, which is not executed: save model.state_dict()"
+                         % (path, ', such as ' + code.group(1) if code else ''))
+    except Exception as error:    # RuntimeError, EOFError, MemoryError, SafetensorError and others
+        raise InputError("%s is truncated, or not a state dict: get it again (%s)"
+                         % (path, (str(error) or repr(error)).splitlines()[0][:120]))
+
+
+def tensors_in(path):
+    """The dense tensors of the state dict in a file, {name: np.ndarray}. Raises InputError: see `read_state`."""
+    state = load(path)
+    for key in ('state_dict', 'model'):    # where training scripts put it
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(name, str) and hasattr(value, 'shape') for name, value in state.items()):
+        raise InputError("%s is not a state dict, {name: tensor}: save model.state_dict()" % path)
+    if not all(map(is_name, state)) or len(state) > MOST_ENTRIES:
+        raise InputError("%s has tensors whose names are no text of up to %d characters, or more than %d: save model.state_dict()"
+                         % (path, LONGEST_NAME, MOST_ENTRIES))
+    count = sum(value.size if hasattr(value, 'astype') else value.numel() for value in state.values())
+    if count > 4 * os.path.getsize(path) + 1000:    # a tensor may repeat the few numbers that it has, or have none
+        raise InputError("%s is %d bytes long, and has tensors of %d numbers: get it again" % (path, os.path.getsize(path), count))
+
+    def array(value):
+        if hasattr(value, 'astype'):
+            return value.astype('float32') if value.dtype.kind == 'V' else value    # bfloat16
+        return (value.float() if value.is_floating_point() else value).detach().numpy()
+    try:
+        return {re.sub('^module[.]', '', name): array(value) for name, value in state.items()}
+    except (RuntimeError, TypeError, ValueError, MemoryError) as error:    # sparse or quantised; of more dimensions than NumPy has
+        raise InputError("%s has tensors that are not dense numbers: save those of a float model (%s)"
+                         % (path, (str(error) or repr(error)).splitlines()[0][:120]))
+
+
+def main(path):
+    out = os.fdopen(os.dup(1), 'wb')
+    os.dup2(2, 1)    # what libraries print is no part of it
+    tensors = tensors_in(path)
+    import numpy as np
+    with out:
+        np.savez(out, np.array(list(tensors), str), *tensors.values())
+
+
+if __name__ == '__main__':
+    run(main, sys.argv[1], 'state_dict')
