@@ -20,6 +20,9 @@ from tensorpack.utils import logger
 from checkpoints import PUBLISHED, CheckpointRestore, save_values
 from command_line import InputError, write_json
 
+# What a run continues with: all but moving averages of what is reported, which Tensorpack 0.9.7 saves and 0.11 does not.
+STATE = re.compile('^(?!EMA/)')
+
 
 def saved_steps(folder, kind):
     """The steps of the checkpoints ``<kind>-<step>`` in a folder, in increasing order. One without an index is none."""
@@ -113,7 +116,7 @@ def open_run(folder, options, seed, resume):
     done, restore = 0, None
     for step in reversed(steps):
         try:
-            done, restore = step, CheckpointRestore(os.path.join(folder, 'model-%d' % step), re.compile(''))
+            done, restore = step, CheckpointRestore(os.path.join(folder, 'model-%d' % step), STATE)
             break
         except InputError as error:
             logger.warning("%s; taking the one before", error)
