@@ -12,6 +12,8 @@ import warnings
 
 from command_line import InputError
 
+# No Keras reads ~/.keras/keras.json, where another layout, type or backend may be chosen, or writes one.
+os.environ['KERAS_HOME'], os.environ['KERAS_BACKEND'] = os.devnull, 'tensorflow'
 # TensorFlow 2.16 and later keep `tf.compat.v1.layers` only in tf-keras, and only if this is set before they are imported.
 os.environ['TF_USE_LEGACY_KERAS'] = '1'
 # What fails is raised as well; their log lines would bury ours.
