@@ -6,7 +6,7 @@ import math
 import os
 import signal
 
-from tf_compat import gpu_count, tf
+from tf_compat import gpu_count, need_memory, tf
 
 from tensorpack.callbacks import EstimatedTimeLeft, MergeAllSummaries, RunUpdateOps
 from tensorpack.input_source import StagingInput
@@ -67,6 +67,7 @@ def train(model, data, run):
         Stopped: SIGINT or SIGTERM came.
     """
     steps = steps_per_epoch(len(data.train), run.batch)
+    need_memory(1)    # what a small batch takes besides; a larger one takes more
     check_devices(run)
     with contextlib.ExitStack() as stack:
         start = agree_on_start(run, stack)
