@@ -46,7 +46,7 @@ def full_disk_explained(out, work):
         yield
     except (InputError, OSError) as error:
         if re.search('space left|quota exceeded', str(error), re.IGNORECASE) or shutil.disk_usage(work).free < 2 ** 20:
-            raise InputError("cannot write %s: the disk is full; make room for it, and for twice as much while it is made" % out)
+            raise InputError("cannot write %s: the disk is full; make room for four times the checkpoint's size" % out)
         raise
 
 
