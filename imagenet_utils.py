@@ -13,7 +13,6 @@ from tensorpack.models import regularize_cost
 from tensorpack.tfutils.gradproc import ScaleGradient
 from tensorpack.tfutils.optimizer import apply_grad_processors
 from tensorpack.tfutils.sesscreate import NewSessionCreator
-from tensorpack.tfutils.summary import add_moving_summary
 from tensorpack.tfutils.tower import get_current_tower_context
 
 from augmentation import IMAGE_SIZE, augment, eval_crop
@@ -115,6 +114,10 @@ def eval_dataflow(images, batch, read=read_image):
 
 # ----------------------------------------------------------------------------------------------------------------- model
 
+# Scalars of ``build_graph`` in training, by name.
+MEASURED = ('xentropy-loss', 'weight-decay', 'cost', 'train-error-top1', 'train-error-top5')
+
+
 class ImageNetModel(ModelDesc):
     """Classifier of ImageNet-like images: preprocessing, loss, errors and optimiser. Subclasses give ``get_logits``.
 
@@ -149,7 +152,7 @@ class ImageNetModel(ModelDesc):
             image (tf.Tensor): uint8 (N, 224, 224, 3) BGR.
             label (tf.Tensor): int32 (N,).
         Returns:
-            tf.Tensor: the cost, a scalar: ``xentropy-loss`` and, in training, weight decay.
+            tf.Tensor: the cost, a scalar: ``xentropy-loss`` and, in training, weight decay. What training reports: MEASURED.
         """
         logits = tf.identity(self.get_logits(image), name='logits')
         wrong = [tf.cast(tf.logical_not(tf.nn.in_top_k(logits, label, k)), tf.float32, name='wrong-top%d' % k) for k in (1, 5)]
@@ -160,9 +163,9 @@ class ImageNetModel(ModelDesc):
         if not get_current_tower_context().is_training:
             return loss
         decay = tf.multiply(regularize_cost('.*/W$', tf.nn.l2_loss, name='l2_loss'), self.weight_decay, name='weight-decay')
-        cost = tf.add(loss, decay, name='cost')
-        add_moving_summary(loss, decay, cost, *[tf.reduce_mean(w, name='train-error-top%d' % k) for w, k in zip(wrong, (1, 5))])
-        return cost
+        for k, w in zip((1, 5), wrong):
+            tf.reduce_mean(w, name='train-error-top%d' % k)
+        return tf.add(loss, decay, name='cost')
 
     def optimizer(self):
         lr = tf.get_variable('learning_rate', initializer=float(self.lr), trainable=False)

@@ -7,10 +7,14 @@ GhostNet.
 import gc
 import importlib
 import os
+import re
+import sys
 import warnings
 
-from command_line import InputError, quiet_stderr
+from command_line import InputError, cores, quiet_stderr
 
+# No Keras reads ~/.keras/keras.json, where another layout, type or backend may be chosen, or writes one.
+os.environ['KERAS_HOME'], os.environ['KERAS_BACKEND'] = os.devnull, 'tensorflow'
 # TensorFlow 2.16 and later keep `tf.compat.v1.layers` only in tf-keras, and only if this is set before they are imported.
 os.environ['TF_USE_LEGACY_KERAS'] = '1'
 # What fails is raised as well; their log lines would bury ours.
@@ -19,6 +23,25 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 INSTALL = ("install the pinned packages, with 'make eval' or with 'pip install -r requirements.txt' on CPython 3.10 to 3.13 "
            "(requirements-tf1.txt on CPython 3.6)")
 SUPPORTED = "TensorFlow 1.13 to 1.15 with Tensorpack 0.9.7, or TensorFlow 2.16 to 2.21 with Tensorpack 0.11"
+
+
+def _limit():
+    """How many GB of address space this process may have (``ulimit -v``), infinite if there is no limit."""
+    try:
+        import resource    # which Windows lacks
+    except ImportError:
+        return float('inf')
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return float('inf') if soft == resource.RLIM_INFINITY else soft / 2 ** 30
+
+
+def need_memory(more=0):
+    """Raises InputError where an evaluation would not even start, or what takes `more` GB: TensorFlow would abort with its C++ stack."""
+    # Measured with TensorFlow 2.21 and 1.13.1, on one and two cores.
+    needed = (2.3 if sys.version_info >= (3, 8) else 1.5) + 0.2 * cores() + more
+    if _limit() < needed:
+        raise InputError("memory is short: 'ulimit -v' allows %.1f GB of address space, and %.1f GB are needed at least: raise the "
+                         "limit, as with 'ulimit -v unlimited'" % (_limit(), needed))
 
 
 def _version(module):
@@ -41,6 +64,7 @@ def _check(tensorflow):
             tensorpack.libinfo.__version__, tensorflow.__version__, SUPPORTED, INSTALL))
 
 
+need_memory()
 # While modules are imported nothing becomes garbage: not to look for it saves a fifth of the time.
 gc.disable()
 try:
@@ -56,6 +80,8 @@ except ModuleNotFoundError as error:
     raise InputError("the package '%s' is missing: %s" % (error.name, INSTALL))
 except Exception as error:    # a library that cannot be loaded, or a version that does not go with the others
     reason = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
+    if isinstance(error, MemoryError) or re.search('cannot allocate memory|failed to map segment|start new thread', str(error), re.I):
+        raise InputError("memory is short (%s): close other programs, or raise the limit (ulimit -v)" % reason[-1].strip())
     raise InputError("the packages cannot be imported (%s): %s" % (reason[-1].strip(), INSTALL))
 finally:
     getattr(gc, 'freeze', lambda: None)()    # what is there now stays; CPython 3.6 has no such function

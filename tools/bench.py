@@ -19,7 +19,19 @@ import tempfile
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))    # python tools/bench.py works too
 
-from command_line import InputError, Parser, atomic_write, check_writable, cores, quiet_tensorpack, run, run_module, up_to
+from command_line import (
+    InputError,
+    Parser,
+    atomic_write,
+    check_writable,
+    cores,
+    quiet_tensorpack,
+    run,
+    run_module,
+    up_to,
+    work_folder,
+)
+from tools.export.child import end_with_parent
 
 SECONDS = 3    # that the network alone, and reading alone, are measured
 
@@ -270,7 +282,7 @@ def bench(args):
     names, networks = selected(THROUGHPUTS, args.only), selected(LATENCIES, args.only)
     if not names + networks:
         raise InputError("--only names nothing that is measured: see the names without it")
-    with tempfile.TemporaryDirectory() as graphs:
+    with work_folder(tempfile.gettempdir()) as graphs:
         rates, latencies, missing = measure_all(args, names, networks, files, graphs)
     print_results(args, rates, latencies, missing)
     if args.plot is not None:
@@ -339,6 +351,7 @@ def parse_args():
 
 
 def run_child(args):
+    end_with_parent()
     if args.child == 'make':
         return make_graph(args)
     with open(os.path.join(args.graphs, 'files')) as f:

@@ -15,7 +15,8 @@ import tempfile
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))    # python tools/bench_training.py works too
 
-from command_line import ROOT, InputError, Parser, cores, number, positive, run, run_module
+from command_line import ROOT, InputError, Parser, cores, number, positive, run, run_module, work_folder
+from tools.export.child import end_with_parent
 
 
 def dataflow(args):
@@ -53,12 +54,14 @@ def bare_graph(args):
 
 
 def main_train(args):
-    with tempfile.TemporaryDirectory() as log_dir:
+    with work_folder(tempfile.gettempdir()) as log_dir:
         # The first epoch starts everything up.
         training = subprocess.run([sys.executable, os.path.join(ROOT, 'main.py'), '--train', '--data_dir', args.data_dir, '--batch',
-                                   str(args.batch), '--epochs', '3', '--log_dir', log_dir], stdout=subprocess.DEVNULL)
+                                   str(args.batch), '--epochs', '3', '--log_dir', log_dir], stdout=subprocess.DEVNULL,
+                                  stderr=subprocess.PIPE, universal_newlines=True)
         if training.returncode != 0:
-            raise InputError("main.py --train failed")
+            raise InputError("main.py --train ended with status %d: %s"
+                             % (training.returncode, (training.stderr.split('\n')[:-1] or [''])[-1][:300]))
         with open(os.path.join(log_dir, 'stats.json')) as f:
             rates = [entry['images-per-second'] for entry in json.load(f)[1:]]
         return sum(rates) / len(rates)
@@ -88,24 +91,35 @@ MEASURED = collections.OrderedDict([
     ('PyTorch (timm), bare step, channels last', functools.partial(pytorch, True))])
 
 
+def measure(name, args):
+    """Images/s of one of MEASURED, in a process of its own. Raises InputError if that fails."""
+    if MEASURED[name] is main_train:    # whose process would go on, were it the child of a child that is killed
+        return main_train(args)
+    printed = run_module('tools.bench_training', '--measure', name, '--data_dir', args.data_dir, '--batch', args.batch,
+                         '--seconds', args.seconds).split()
+    try:
+        return float(printed[-1])
+    except (IndexError, ValueError):
+        raise InputError("it printed no rate")
+
+
 def measure_all(args):
     """Images/s of each round, {name: list}, each measured in a process of its own; and what is missing, {name: reason}."""
     rates, missing = collections.OrderedDict(), collections.OrderedDict()
-    flags = ['--data_dir', args.data_dir, '--batch', args.batch, '--seconds', args.seconds]
     for _ in range(args.rounds):
         for name in MEASURED:
             if name not in missing:
                 try:
-                    printed = run_module('tools.bench_training', '--measure', name, *flags).split()
-                    rates.setdefault(name, []).append(float(printed[-1]))
-                except (InputError, IndexError, ValueError) as error:
-                    missing[name] = str(error) if isinstance(error, InputError) else "it printed no rate"
+                    rates.setdefault(name, []).append(measure(name, args))
+                except InputError as error:
+                    missing[name] = str(error)
                     rates.pop(name, None)
     return rates, missing
 
 
 def main(args):
     if args.measure:
+        end_with_parent()
         print(MEASURED[args.measure](args))
         return
     import numpy as np

@@ -69,6 +69,35 @@ class Progress(Callback):
             self.bar.close()
 
 
+class EpochMeans(Callback):
+    """Reports what scalars of the model, by name, are on average over an epoch and all towers.
+
+    A moving average would begin anew in a run that is resumed.
+    """
+
+    def __init__(self, names):
+        self.names = names
+
+    def _setup_graph(self):
+        self.values = tf.stack([tf.add_n([tower[name] for tower in self.towers()]) for name in self.names])
+
+    def towers(self):
+        return self.trainer.tower_func.towers.training()
+
+    def _before_epoch(self):
+        self.sums = np.zeros(len(self.names))
+
+    def _before_run(self, _):
+        return tf.train.SessionRunArgs(self.values)
+
+    def _after_run(self, _, values):
+        self.sums += values.results
+
+    def _trigger_epoch(self):
+        for name, value in zip(self.names, self.sums / (self.trainer.steps_per_epoch * len(self.towers()))):
+            self.trainer.monitors.put_scalar(name, value)
+
+
 class Guard(Callback):
     """Ends the training after the step in which the loss was not finite, or SIGINT or SIGTERM came; the second one kills.
 

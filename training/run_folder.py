@@ -23,6 +23,9 @@ from command_line import InputError, remove_abandoned, write_json
 # What a kill has left, of this project's first versions too: they had no folders for it.
 UNFINISHED = re.compile(r'unfinished-(model-\d+|best-\d+|ghostnet_checkpoint)\.|(stats\.json|run\.json|curves\.png).*\.tmp$')
 
+# What a run continues with: all but moving averages of what is reported, which Tensorpack 0.9.7 saves and 0.11 does not.
+STATE = re.compile('^(?!EMA/)')
+
 
 def saved_steps(folder, kind):
     """The steps of the checkpoints ``<kind>-<step>`` in a folder, in increasing order. One without an index is none."""
@@ -116,7 +119,7 @@ def open_run(folder, options, seed, resume):
     done, restore = 0, None
     for step in reversed(steps):
         try:
-            done, restore = step, CheckpointRestore(os.path.join(folder, 'model-%d' % step), re.compile(''))
+            done, restore = step, CheckpointRestore(os.path.join(folder, 'model-%d' % step), STATE)
             break
         except InputError as error:
             logger.warning("%s; taking the one before", error)

@@ -6,18 +6,18 @@ import math
 import os
 import signal
 
-from tf_compat import gpu_count, tf
+from tf_compat import gpu_count, need_memory, tf
 
-from tensorpack.callbacks import EstimatedTimeLeft, MergeAllSummaries, MovingAverageSummary, RunUpdateOps
+from tensorpack.callbacks import EstimatedTimeLeft, MergeAllSummaries, RunUpdateOps
 from tensorpack.input_source import StagingInput
 from tensorpack.train import DEFAULT_MONITORS, SyncMultiGPUTrainerReplicated, TrainConfig, launch_train_with_config
 from tensorpack.utils import logger
 
 from checkpoints import ALL_BUT_LAST_LAYER, MODEL_VARIABLE, CheckpointRestore
 from command_line import InputError, Stopped, cores, quiet_tensorpack
-from imagenet_utils import ShuffledImages, layout_explained, session_creator, train_dataflow
+from imagenet_utils import MEASURED, ShuffledImages, layout_explained, session_creator, train_dataflow
 from recipe import learning_rate, steps_per_epoch
-from training.callbacks import Checkpoints, Guard, LearningRate, Progress, Validation, not_finite
+from training.callbacks import Checkpoints, EpochMeans, Guard, LearningRate, Progress, Validation, not_finite
 from training.curves import draw_curves
 from training.inputs import KeepError, SplitInput
 from training.run_folder import locked, open_run, read_stats, save_again, saved_steps
@@ -68,6 +68,7 @@ def train(model, data, run):
         Stopped: SIGINT or SIGTERM came.
     """
     steps = steps_per_epoch(len(data.train), run.batch)
+    need_memory(1)    # what a small batch takes besides; a larger one takes more
     check_devices(run)
     with contextlib.ExitStack() as stack:
         start = agree_on_start(run, stack)
@@ -157,8 +158,7 @@ def fit(model, data, run, start, steps):
             launch_train_with_config(TrainConfig(
                 model=model, data=StagingInput(source) if isinstance(trainer, SyncMultiGPUTrainerReplicated) else source,
                 callbacks=callbacks, monitors=monitors,
-                extra_callbacks=[
-                    MovingAverageSummary(), Progress(run.batch), EstimatedTimeLeft(), MergeAllSummaries(), RunUpdateOps()],
+                extra_callbacks=[EpochMeans(MEASURED), Progress(run.batch), EstimatedTimeLeft(), MergeAllSummaries(), RunUpdateOps()],
                 session_init=start.restore, session_creator=session_creator(threads),
                 steps_per_epoch=steps, starting_epoch=start.step // steps + 1, max_epoch=run.epochs), trainer)
     if trainer.global_step < steps * run.epochs:    # else what was read ahead of the end does not matter

@@ -21,6 +21,7 @@ def folder(tmp_path):
     with tf.Graph().as_default(), tf.Session() as session:
         tf.get_variable('a/W', initializer=np.arange(6, dtype='float32'))
         tf.get_variable('global_step', initializer=0)
+        tf.get_variable('EMA/cost', initializer=0.0)    # of runs that reported moving averages, with Tensorpack 0.9.7
         session.run(tf.global_variables_initializer())
         for step in (4, 8, 12):
             save_checkpoint(session, tf.train.Saver(), str(tmp_path / ('model-%d' % step)))

@@ -100,7 +100,12 @@ def test_signals_stop_cleanly_and_a_resumed_run_ends_like_an_uninterrupted_one(s
         assert last.startswith('main.py: stopped after step ') and '--resume' in last and 'Traceback' not in output.read_text()
         assert epoch <= len(stats_of(log_dir)) < 4
     train(*flags(small, log_dir, '--resume', *more))
-    assert [entry['epoch_num'] for entry in stats_of(log_dir)] == [1, 2, 3, 4]
+    stats = stats_of(log_dir)
+    assert [entry['epoch_num'] for entry in stats] == [1, 2, 3, 4]
+    for entry, uninterrupted in zip(stats, stats_of(whole)):    # but for how fast images were read and computed
+        assert sorted(entry) == sorted(uninterrupted)
+        for name in set(entry) - {'images-per-second', 'SplitInput/queue_size'}:
+            assert entry[name] == pytest.approx(uninterrupted[name], rel=1e-4), name
     # Steps, learning rate, momentum and BN statistics: all that is saved at the end.
     one, other = variables(whole / 'model-16'), variables(log_dir / 'model-16')
     assert sorted(one) == sorted(other) and one['global_step'] == other['global_step'] == 16
@@ -151,7 +156,10 @@ def test_towers_average_the_gradient_of_the_whole_batch(sixteen, tmp_path):
     train(*flags(sixteen, tmp_path / 'two', '--towers', 2, *still))
     one, two = variables(tmp_path / 'one' / 'model-1'), variables(tmp_path / 'two' / 'model-1')
     assert sorted(one) == sorted(two) and difference(one, two, '/Momentum') < 1e-4
-    error = stats_of(tmp_path / 'two')[0]['val-error-top1']
+    reported, (stats,) = stats_of(tmp_path / 'one')[0], stats_of(tmp_path / 'two')
+    for name in ('cost', 'weight-decay', 'train-error-top1', 'train-error-top5'):    # of all towers
+        assert stats[name] == pytest.approx(reported[name], rel=1e-4), name
+    error = stats['val-error-top1']
     assert wrong(sixteen, tmp_path / 'two' / 'ghostnet_checkpoint', tmp_path) == round(error * VALIDATION)
     before = variables(DIGITS_CHECKPOINT)
     frozen = [name for name in before if re.search('/(gamma|beta|EMA)$', name)]

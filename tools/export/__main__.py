@@ -10,11 +10,11 @@ relative error (L2 norm) at most 1e-4, and the same top-1 class for each. Exit s
 import argparse
 import os
 import sys
-import tempfile
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))    # python tools/export works too
 
-from command_line import ROOT, InputError, Parser, check_writable, quiet_tensorpack, required, run
+from command_line import ROOT, InputError, Parser, check_writable, quiet_tensorpack, required, run, work_folder
+from tools.export.child import fix_environment
 from tools.export.formats import FORMATS
 
 INT8 = 'ghostnet_int8.tflite'
@@ -51,6 +51,7 @@ def check_outputs(plan):
 
 
 def main(args):
+    fix_environment()
     import tf_compat
 
     from tools.export.exporter import export_all
@@ -66,7 +67,7 @@ def main(args):
     try:
         check_outputs(plan)
         folder = os.path.dirname(os.path.realpath(plan[0].out))
-        with tempfile.TemporaryDirectory(prefix='unfinished-', dir=folder) as work:
+        with work_folder(folder) as work:
             status = export_all(args, plan, work, tf1_python if compared and not tf1 else None)
     finally:
         if made and not os.listdir(args.out):

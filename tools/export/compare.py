@@ -1,5 +1,6 @@
 """What exports are compared with: the graph of main.py, and what it gives for pictures."""
 import glob
+import math
 import os
 
 from tf_compat import tf
@@ -50,6 +51,14 @@ def tree_images(data_dir, classes):
     return photographs([path for path, _ in calibration]), photographs([path for path, _ in val]), [label for _, label in val]
 
 
+def relative_error(result, expected):
+    """Of an array to another, in the L2 norm; infinite if one of them is not finite, or the shapes differ."""
+    if result.shape != expected.shape or not (np.isfinite(result).all() and np.isfinite(expected).all()):
+        return math.inf
+    distance, norm = (float(np.linalg.norm(array.ravel())) for array in (result - np.float64(expected), np.float64(expected)))
+    return distance / norm if norm else math.inf if distance else 0.0
+
+
 def difference(results, expected):
     """Compares outputs, both {name: (N, ...)}.
 
@@ -57,7 +66,7 @@ def difference(results, expected):
         float, int: the largest relative error of an output, in the L2 norm over all images; for how many of them the top-1 class is
         the same, None if the outputs are no classes.
     """
-    error = max(np.linalg.norm(results[name] - value) / np.linalg.norm(value) for name, value in expected.items())
+    error = max(relative_error(results[name], value) for name, value in expected.items())
     name, value = list(expected.items())[0]
     return error, None if value.ndim > 2 else int((results[name].argmax(1) == value.argmax(1)).sum())
 
@@ -67,6 +76,8 @@ class Reference:
 
     Args:
         args: the flags of tools.export.
+    Raises:
+        InputError: the checkpoint cannot be read, or gives what is not finite; or see ``tree_images``.
     Attributes:
         images (dict): {'pictures' and, for int8, 'calibration' and 'tree': uint8 (N, 224, 224, 3) BGR}.
         expected (dict): for 'pictures' and 'tree', {output: array}.
@@ -87,6 +98,10 @@ class Reference:
             self.images['calibration'], self.images['tree'], self.labels = tree_images(args.data_dir, classes)
         self.expected = {name: results(graph, self.outputs, pictures) for name, pictures in self.images.items()
                          if name != 'calibration'}
+        for arrays in self.expected.values():
+            for name, array in arrays.items():
+                if not np.isfinite(array).all():
+                    raise InputError("the network of %s gives %s that are not finite: take another checkpoint" % (args.load, name))
         self.latency = latency(lambda: graph(self.images['pictures'][:1]))
 
     def session(self, **options):

@@ -1,7 +1,10 @@
 """Makes exports, compares each with the graph in its own runtime, and gives those that pass their final names."""
 import collections
+import contextlib
 import glob
+import math
 import os
+import re
 import shutil
 import sys
 
@@ -10,7 +13,7 @@ from tf_compat import TENSORFLOW_VERSION
 import numpy as np
 import tabulate
 
-from command_line import run_module, sync
+from command_line import InputError, run_module, sync
 from evaluation import frozen
 from tools.export.compare import Reference, difference
 from tools.export.formats import FORMATS
@@ -36,6 +39,17 @@ def publish(path, out):
     os.replace(path, os.path.realpath(out))    # a link stays, and its target is replaced
 
 
+@contextlib.contextmanager
+def full_disk_explained(out, work):
+    """Names the file `out` in what is raised when the disk with the folder `work` is full, of which not every library speaks."""
+    try:
+        yield
+    except (InputError, OSError) as error:
+        if re.search('space left|quota exceeded', str(error), re.IGNORECASE) or shutil.disk_usage(work).free < 2 ** 20:
+            raise InputError("cannot write %s: the disk is full; make room for four times the checkpoint's size" % out)
+        raise
+
+
 class Exporter:
     """Exports of one network. `work` is a folder for what is unfinished, `tf1_python` a Python with TensorFlow 1.13.1 or None."""
 
@@ -47,7 +61,7 @@ class Exporter:
         graph_def = self.reference.frozen_graph()
         for name, content in ('graph', graph_def), ('dilations', frozen.with_dilations(graph_def, self.reference.outputs)):
             with open(self.file(name), 'wb') as f:
-                f.write(content.SerializeToString())
+                f.write(content.SerializeToString(deterministic=True))
         self.add_row('none, the checkpoint', 'TensorFlow ' + TENSORFLOW_VERSION,
                      glob.glob(glob.escape(self.reference.restore.path) + '.*'), self.reference.latency)
 
@@ -86,7 +100,7 @@ class Exporter:
             if export.int8:
                 self.int8_errors = [np.mean(values[self.reference.outputs[0]].argmax(1) != self.reference.labels)
                                     for values in (result, expected)]
-                return True
+                return math.isfinite(error)
         return error <= LARGEST_ERROR and same in (None, count)
 
     def add_row(self, name, runtime, paths, latency, error='', same=''):
@@ -101,11 +115,14 @@ def export_all(args, plan, work, tf1_python):
     Returns:
         int: exit status, 1 if one does not give what the graph does.
     """
-    exporter, refused = Exporter(args, work, tf1_python), []
+    refused = []
+    with full_disk_explained(args.out, work):
+        exporter = Exporter(args, work, tf1_python)
     try:
         for export in plan:
-            if not exporter.make(export):
-                refused.append(export)
+            with full_disk_explained(export.out, work):
+                if not exporter.make(export):
+                    refused.append(export)
     finally:    # if a later one cannot be made, of those that were
         print(tabulate.tabulate(exporter.rows, headers=HEADERS, disable_numparse=True,
                                 colalign=('left', 'left') + ('right',) * (len(HEADERS) - 2)))

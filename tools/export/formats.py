@@ -7,8 +7,12 @@ here, and a runtime in runtimes.py.
 """
 import collections
 import os
+import re
 import sys
 import tempfile
+import zipfile
+
+from tools.export.child import end_with_parent
 
 INPUT = 'input'
 
@@ -16,6 +20,7 @@ INPUT = 'input'
 def to_savedmodel(graph_def, outputs, out):
     """A SavedModel with the signature ``serving_default``: {'input': images} to {name: output}."""
     import tensorflow as tf
+    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
     v1 = tf.compat.v1
     with tf.Graph().as_default() as graph, v1.Session() as session:
         v1.import_graph_def(graph_def, name='')
@@ -24,13 +29,18 @@ def to_savedmodel(graph_def, outputs, out):
         builder = v1.saved_model.Builder(out)
         builder.add_meta_graph_and_variables(session, ['serve'], {'serving_default': signature})
         builder.save()
+    path = os.path.join(out, 'saved_model.pb')
+    with open(path, 'rb') as f:
+        model = SavedModel.FromString(f.read())
+    with open(path, 'wb') as f:
+        f.write(model.SerializeToString(deterministic=True))    # TensorFlow 1 has another order of attributes in each run
 
 
 def to_tflite(graph_def, outputs, out, calibration=None):
     """A TFLite model with that signature; with integer weights and activations if there are images to calibrate them with."""
     import numpy as np
     import tensorflow as tf
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(out)) as folder:
         to_savedmodel(graph_def, outputs, os.path.join(folder, 'model'))
         converter = tf.lite.TFLiteConverter.from_saved_model(os.path.join(folder, 'model'))
         if calibration is not None:
@@ -59,6 +69,7 @@ def to_onnx(graph_def, outputs, out):
     """An ONNX model, its inputs and outputs named as those of the graph."""
     import onnx
     import tf2onnx
+    tf2onnx.graph.Node.__hash__ = lambda node: hash(node.name)    # its sets of nodes would have another order in each run
     names = {name + ':0': name for name in [INPUT] + outputs}
     model, _ = tf2onnx.convert.from_graph_def(graph_def, input_names=[INPUT + ':0'], output_names=[name + ':0' for name in outputs],
                                               opset=18, tensors_to_rename=names)
@@ -72,6 +83,24 @@ def to_keras(graph_def, outputs, out):
     """A Keras 3 model of Keras' own layers, named as in the graph. With one output it returns that, else {name: output}."""
     from tools.export.keras_layers import build
     build(graph_def, outputs, INPUT).save(out)
+    forget_circumstances(out)
+
+
+def forget_circumstances(path):
+    """Rewrites a .keras file without the time of its making, and with numbers in place of addresses in memory."""
+    with zipfile.ZipFile(path) as archive:
+        contents = [(name, archive.read(name)) for name in archive.namelist()]
+    numbers = {}
+
+    def number(match):
+        return match.group(1) + b'%d' % numbers.setdefault(match.group(2), len(numbers) + 1)
+    with zipfile.ZipFile(path, 'w') as archive:
+        for name, content in contents:
+            if name == 'metadata.json':
+                content = re.sub(rb'("date_saved": ")[^"]*', rb'\g<1>1980-01-01@00:00:00', content)
+            elif name == 'config.json':
+                content = re.sub(rb'("shared_object_id": )(\d+)', number, content)
+            archive.writestr(zipfile.ZipInfo(name), content)    # of 1980-01-01
 
 
 # `file` is its name in a folder. `convert` takes a GraphDef, the names of its outputs and the path to write; without one, the
@@ -87,6 +116,7 @@ FORMATS = collections.OrderedDict([
 
 
 def main(form, graph, out, outputs, calibration=None):
+    end_with_parent()
     import numpy as np
     import tensorflow as tf
     with open(graph, 'rb') as f:

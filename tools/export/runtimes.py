@@ -12,6 +12,7 @@ import numpy as np
 
 from command_line import cores
 from evaluation.throughput import latency
+from tools.export.child import end_with_parent
 
 
 def frozen(path, outputs):
@@ -79,6 +80,7 @@ RUNTIMES = {'frozen': frozen, 'savedmodel': savedmodel, 'tflite': tflite, 'onnx'
 
 
 def main(form, path, images, result, outputs):
+    end_with_parent()
     outputs = outputs.split(',')
     call, runtime = RUNTIMES[form](path, outputs)
     images = np.load(images)

@@ -1,0 +1,23 @@
+"""The processes that `tools.export` starts: an environment in which only the input decides, and an end with their parent."""
+import ctypes
+import os
+import re
+import signal
+import sys
+
+# What changes how a graph is converted or computed. The other variables of TensorFlow choose logs, Keras and memory of GPUs.
+VARIABLE = re.compile('(TF|TF2ONNX|XLA|MLIR)_(?!CPP_|USE_LEGACY_KERAS|GPU_|FORCE_GPU_)')
+
+
+def fix_environment():
+    """Removes such variables, for this process, if it has not imported TensorFlow yet, and for its children. Fixes how sets are
+    ordered in the latter, by which converters number and sort nodes."""
+    for name in list(filter(VARIABLE.match, os.environ)):
+        del os.environ[name]
+    os.environ['PYTHONHASHSEED'] = '0'
+
+
+def end_with_parent():
+    """Has Linux end this process when its parent is killed, so that nothing writes into a folder that the next run removes."""
+    if sys.platform.startswith('linux'):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)    # PR_SET_PDEATHSIG
