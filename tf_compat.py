@@ -28,7 +28,7 @@ SUPPORTED = "TensorFlow 1.13 to 1.15 with Tensorpack 0.9.7, or TensorFlow 2.16 t
 def _limit():
     """How many GB of address space this process may have (``ulimit -v``), infinite if there is no limit."""
     try:
-        import resource    # which Windows lacks
+        import resource  # which Windows lacks
     except ImportError:
         return float('inf')
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -36,7 +36,7 @@ def _limit():
 
 
 def need_memory(more=0):
-    """Raises InputError where an evaluation would not even start, or what takes `more` GB: TensorFlow would abort with its C++ stack."""
+    """Raises InputError where an evaluation, or what takes `more` GB, would not even start: TensorFlow would abort."""
     # Measured with TensorFlow 2.21 and 1.13.1, on one and two cores.
     needed = (2.3 if sys.version_info >= (3, 8) else 1.5) + 0.2 * cores() + more
     if _limit() < needed:
@@ -80,7 +80,8 @@ except ModuleNotFoundError as error:
     raise InputError("the package '%s' is missing: %s" % (error.name, INSTALL))
 except Exception as error:    # a library that cannot be loaded, or a version that does not go with the others
     reason = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
-    if isinstance(error, MemoryError) or re.search('cannot allocate memory|failed to map segment|start new thread', str(error), re.I):
+    short = re.search('cannot allocate memory|failed to map segment|start new thread', str(error), re.I)
+    if short or isinstance(error, MemoryError):
         raise InputError("memory is short (%s): close other programs, or raise the limit (ulimit -v)" % reason[-1].strip())
     raise InputError("the packages cannot be imported (%s): %s" % (reason[-1].strip(), INSTALL))
 finally:

@@ -25,7 +25,8 @@ def test_too_little_address_space_is_told_before_tensorflow_aborts(megabytes, mo
 
 def test_training_needs_more(digits, tmp_path):
     from tf_compat import tensorflow
-    status, out, err = run_main(2900 if tensorflow.__version__ > '2' else 2300, 'main', '--train', '--data_dir', digits, '--log_dir',
+    megabytes = 2900 if tensorflow.__version__ > '2' else 2300
+    status, out, err = run_main(megabytes, 'main', '--train', '--data_dir', digits, '--log_dir',
                                 tmp_path / 'log', script=['-c', LIMITED])
     assert (status, out) == (2, '') and 'memory is short' in err and err.count('\n') == 1 and not (tmp_path / 'log').exists()
 

@@ -158,7 +158,8 @@ def fit(model, data, run, start, steps):
             launch_train_with_config(TrainConfig(
                 model=model, data=StagingInput(source) if isinstance(trainer, SyncMultiGPUTrainerReplicated) else source,
                 callbacks=callbacks, monitors=monitors,
-                extra_callbacks=[EpochMeans(MEASURED), Progress(run.batch), EstimatedTimeLeft(), MergeAllSummaries(), RunUpdateOps()],
+                extra_callbacks=[
+                    EpochMeans(MEASURED), Progress(run.batch), EstimatedTimeLeft(), MergeAllSummaries(), RunUpdateOps()],
                 session_init=start.restore, session_creator=session_creator(threads),
                 steps_per_epoch=steps, starting_epoch=start.step // steps + 1, max_epoch=run.epochs), trainer)
     if trainer.global_step < steps * run.epochs:    # else what was read ahead of the end does not matter
