@@ -257,7 +257,7 @@ def test_a_hole_in_place_of_data_is_refused(tmp_path):
 # ------------------------------------------------------------------------------------------------------------ by command
 
 @pytest.mark.parametrize('flags, script', [
-    (['--predict', os.path.join(ROOT, 'docs'), '--load', CK], 'main.py'), (['--flops', '1', '--load', CK], 'main.py'),
+    (['--predict', os.path.join(ROOT, 'docs', 'bench.png'), '--load', CK], 'main.py'), (['--flops', '1', '--load', CK], 'main.py'),
     (['--load', CK, '--format', 'frozen', 'x.pb'], 'tools.export')])
 def test_commands_refuse_a_crafted_index(tmp_path, flags, script):
     """TensorFlow would take 8 GB, and abort."""
