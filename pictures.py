@@ -7,6 +7,7 @@ import io
 import os
 import re
 import struct
+import warnings
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ import simplejpeg
 from command_line import InputError, quiet_stderr, warn
 from picture_formats import END_OF_IMAGE, PNG, Damaged, ends, is_turned, repair_jpeg, tidy_png, tiff_samples
 
+warnings.filterwarnings('ignore', module='PIL')    # they have no file name
 MAX_PIXELS = int(os.environ['OPENCV_IO_MAX_IMAGE_PIXELS'])    # of a picture, and of one that is resized for the network
 NO_MEMORY = -4    # cv2.Error.StsNoMem
 DARK = 1 << 14    # 16-bit samples all below this are a quarter as bright as they could be, or not of 16 bits
