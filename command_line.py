@@ -101,16 +101,14 @@ def make_streams_printable():
         if getattr(sys, name) is None:
             setattr(sys, name, open(descriptor, 'w' if descriptor else 'r', closefd=False))
     stdout = sys.stdout
+    if sys.__stdout__ is not None and stdout is not sys.__stdout__:    # somebody has replaced it: pytest, for example
+        return
     if hasattr(stdout, 'reconfigure'):
         stdout.reconfigure(errors='backslashreplace')
     else:    # CPython 3.6
         lines = stdout.line_buffering
         sys.stdout = io.TextIOWrapper(stdout.detach(), stdout.encoding, 'backslashreplace', line_buffering=lines)
     sys.stderr = open(os.dup(2), 'w', 1, sys.stderr.encoding, 'backslashreplace')    # its own, for `quiet_stderr`
-
-
-def raise_stopped(signum, _):
-    raise Stopped("stopped by SIGTERM", signum)
 
 
 def explained(error, target):
@@ -130,9 +128,14 @@ def run(command, args, prog, target=None):
     `target` is the make target that runs this command and first installs its packages. SIGTERM and SIGINT end the command with
     one line, and status 143 and 130, when it has removed what is unfinished.
     """
+    came, message = [], None
+
+    def stop(signum, _):
+        came.append(signum)
+        raise Stopped("stopped by SIGTERM", signum)
+
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, raise_stopped)
-    message = None
+        signal.signal(signal.SIGTERM, stop)
     try:
         status = command(args)
         sys.stdout.flush()
@@ -144,6 +147,13 @@ def run(command, args, prog, target=None):
         status, message = 130, "stopped by SIGINT"
     except (InputError, OSError, ImportError, MemoryError) as error:
         status, message = 2, explained(error, target)
+    except Exception:
+        if not came:
+            raise
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if came:    # libraries make other exceptions of one that comes in the middle of their work
+        status, message = 128 + came[0], message if isinstance(message, Stopped) else "stopped by SIGTERM"
     try:
         sys.stdout.flush()
     except OSError:    # a closed pipe or a full disk: the interpreter would try again, and fail with a traceback

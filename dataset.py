@@ -7,7 +7,6 @@ import os
 import re
 
 from command_line import InputError, warn
-from pictures import is_picture
 
 META = 'caffe_ilsvrc12'
 LONGEST_LINE = 4096    # characters, as long as a path can be
@@ -60,6 +59,7 @@ def find_images(paths):
     Raises:
         InputError: a file is missing, or a folder has no picture.
     """
+    from pictures import is_picture  # here, for the lists of a tree are read without OpenCV too
     files, others = [], []
     for path in paths:
         if not os.path.isdir(path):
@@ -74,7 +74,8 @@ def find_images(paths):
         files += found
         others += sorted(set(below) - set(found))
     if others:
-        warn("left out: %d files that are no pictures: %s" % (len(others), ', '.join(others[:5] + ['...'] * (len(others) > 5))))
+        warn("left out: %d files that this OpenCV does not read as pictures: %s"
+             % (len(others), ', '.join(others[:5] + ['...'] * (len(others) > 5))))
     return files
 
 

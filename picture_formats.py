@@ -1,8 +1,17 @@
-"""JPEG, PNG and TIFF as files: which of their faults cost pixels. Without a decoder, and without TensorFlow."""
+"""Pictures as files: which are some, and which faults of a JPEG, PNG or TIFF cost pixels. Without a decoder, and TensorFlow."""
 import re
 import struct
 import zlib
 
+from command_line import InputError
+
+# The first bytes of pictures: of kinds that every OpenCV reads, and of those that some do.
+SIGNATURE = re.compile(
+    b'\xff\xd8\xff|\x89PNG|RIFF....WEBP|BM.{4}\0{4}|II[*+]\0|MM\0[*+]|P[1-6]\\s+(#|\\d)|P7\n|P[Ff]\n|\x59\xa6\x6a\x95|'
+    b'#\\?RADIANCE|#\\?RGBE', re.DOTALL)
+RARE_SIGNATURE = re.compile(
+    b'GIF8[79]a|....ftyp(avi[fs]|mif1|msf1|hei[cmsx]|hev[cx])|\0\0\0\x0cjP  |\xff\x4f\xff\x51|\x76\x2f\x31\x01|'
+    b'\0\0\0\x0cJXL |\xff\x0a', re.DOTALL)
 PNG = b'\x89PNG\r\n\x1a\n'
 END_OF_IMAGE = b'\xff\xd9'
 MARKER = re.compile(b'\xff+([\x01-\xcf\xd8-\xfe])')    # in compressed data, ff00 and ffd0 to ffd7 are no end
@@ -10,6 +19,14 @@ MARKER = re.compile(b'\xff+([\x01-\xcf\xd8-\xfe])')    # in compressed data, ff0
 
 class Damaged(Exception):
     """Pixels of a picture are missing or wrong. The message begins after the picture's name and a colon."""
+
+
+def read_bytes(path, size=-1):
+    try:
+        with open(path, 'rb') as f:
+            return f.read(size)
+    except OSError as error:
+        raise InputError("cannot read the picture %s: %s" % (path, error.strerror))
 
 
 # ------------------------------------------------------------------------------------------------------------------- JPEG

@@ -7,23 +7,31 @@ import io
 import os
 import re
 import struct
+import warnings
 
 import cv2
 import numpy as np
 import simplejpeg
 
 from command_line import InputError, quiet_stderr, warn
-from picture_formats import END_OF_IMAGE, PNG, Damaged, ends, is_turned, repair_jpeg, tidy_png, tiff_samples
+from picture_formats import (
+    END_OF_IMAGE,
+    PNG,
+    RARE_SIGNATURE,
+    SIGNATURE,
+    Damaged,
+    ends,
+    is_turned,
+    read_bytes,
+    repair_jpeg,
+    tidy_png,
+    tiff_samples,
+)
 
+warnings.filterwarnings('ignore', module='PIL')    # they have no file name
 MAX_PIXELS = int(os.environ['OPENCV_IO_MAX_IMAGE_PIXELS'])    # of a picture, and of one that is resized for the network
 NO_MEMORY = -4    # cv2.Error.StsNoMem
 DARK = 1 << 14    # 16-bit samples all below this are a quarter as bright as they could be, or not of 16 bits
-
-# The first bytes of files that are pictures, and the kinds of which OpenCV reads none.
-SIGNATURE = re.compile(
-    b'\xff\xd8\xff|\x89PNG|GIF8[79]a|RIFF....WEBP|BM.{4}\0{4}|II[*+]\0|MM\0[*+]|....ftyp(avi[fs]|mif1|msf1|hei[cmsx]|hev[cx])|'
-    b'\0\0\0\x0cjP  |\xff\x4f\xff\x51|P[1-6]\\s+(#|\\d)|P7\n|P[Ff]\n|\x59\xa6\x6a\x95|#\\?RADIANCE|#\\?RGBE|\x76\x2f\x31\x01|'
-    b'\0\0\0\x0cJXL |\xff\x0a', re.DOTALL)
 
 
 class BrokenPicture(InputError):
@@ -43,19 +51,6 @@ def fix_opencv():
     cv2.setNumThreads(0)
 
 
-def is_picture(path):
-    """Whether the file at `path` begins as a picture does. Its name does not matter. Raises InputError if it cannot be read."""
-    return SIGNATURE.match(read_bytes(path, 32)) is not None
-
-
-def read_bytes(path, size=-1):
-    try:
-        with open(path, 'rb') as f:
-            return f.read(size)
-    except OSError as error:
-        raise InputError("cannot read the picture %s: %s" % (path, error.strerror))
-
-
 # ------------------------------------------------------------------------------------------------------------------ size
 
 def check_size(height, width):
@@ -64,6 +59,20 @@ def check_size(height, width):
         raise Damaged("it has %d x %d pixels, more than %d million" % (width, height, MAX_PIXELS // 10 ** 6))
     if height and width and 256 ** 2 * max(height, width) > MAX_PIXELS * min(height, width):
         raise Damaged("it has %d x %d pixels, which is too long to be resized" % (width, height))
+
+
+def is_picture(path):
+    """Whether the content of the file at `path` is a picture of a kind that this OpenCV reads. Its name does not matter.
+
+    Raises InputError if it cannot be read.
+    """
+    start = read_bytes(path, 32)
+    if RARE_SIGNATURE.match(start):
+        try:
+            return decode(read_bytes(path)) is not None
+        except Damaged:
+            return False
+    return SIGNATURE.match(start) is not None
 
 
 # --------------------------------------------------------------------------------------------------------------- decoding
@@ -83,7 +92,7 @@ def decode(data, flags=cv2.IMREAD_COLOR):
         image = None
     if image is None:
         raise Damaged("it is truncated or damaged, or of a kind that OpenCV %s cannot read" % cv2.__version__
-                      if SIGNATURE.match(data) else "it is no picture")
+                      if SIGNATURE.match(data) or RARE_SIGNATURE.match(data) else "it is no picture")
     return image
 
 

@@ -88,7 +88,10 @@ def test_pictures_in_folders_are_found_by_their_content(tmp_path, capsys):
     assert [os.path.relpath(path, str(folder)) for path in found] == [
         '.hidden.gif', 'a.JPEG', 'link/l.jpg', 'n00000002/b.JPEG', 'no extension', 'x.jfif']
     said = capsys.readouterr().err
-    assert said.startswith('warning: left out: 6 files that are no pictures: ') and '._a.jpg' in said and said.count('\n') == 1
+    with open(str(folder / 'heic.heic'), 'wb') as f:
+        f.write(b'\0\0\0\x18ftypheic' + bytes(100))
+    assert len(find_images([str(folder)])) == 6 and 'left out: 7 files' in capsys.readouterr().err
+    assert said.startswith('warning: left out: 6 files that this OpenCV does not read as pictures: ') and '._a.jpg' in said and said.count('\n') == 1
     with pytest.raises(InputError, match='has no picture: it has 0 other files'):
         (tmp_path / 'empty').mkdir()
         find_images([str(tmp_path / 'empty')])

@@ -89,7 +89,7 @@ def test_predict_prints_the_classes_of_pictures_and_folders(digits, evaluated_di
     assert status == 0, err
     result = json.loads((tmp_path / 'result.json').read_text())
     assert [entry['file'] for entry in result] == [first] + [str(folder / n) for n in ('a.dat', 'c.bmp', 'deeper/b.JPEG')]
-    assert 'left out: 1 files that are no pictures: %s' % (folder / 'notes.txt') in err
+    assert 'left out: 1 files that this OpenCV does not read as pictures: %s' % (folder / 'notes.txt') in err
     words = [line.split() for line in open(os.path.join(digits, 'caffe_ilsvrc12', 'synset_words.txt'))]
     lines = out.splitlines()[2:]
     assert len(lines) == 3 * 4
