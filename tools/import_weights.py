@@ -8,6 +8,7 @@ the network that it belongs to (ghostnet.VARIANTS); its width multiplier, classe
 """
 import argparse
 import collections
+import functools
 import os
 import re
 import sys
@@ -108,6 +109,7 @@ def to_theirs(variable, value):
     return value[:, :, 0, 0] if variable == CLASSIFIER else value
 
 
+@functools.lru_cache()
 def variable_shapes(**options):
     """{variable: shape} of the GhostNet with these options, the steps of its BNs among them."""
     from tf_compat import tf
