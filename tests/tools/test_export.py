@@ -1,9 +1,14 @@
 """Exports as a user makes them, loaded again by the runtimes that they are for."""
+import hashlib
 import importlib.util
 import json
+import math
 import os
 import re
+import signal
+import subprocess
 import sys
+import time
 
 from tf_compat import TENSORFLOW_VERSION, tf
 
@@ -13,7 +18,7 @@ from tensorpack.tfutils.tower import PredictTowerContext
 
 from augmentation import eval_images
 from checkpoints import CheckpointRestore
-from conftest import DIGITS_CHECKPOINT, random_checkpoint, refused, run_main
+from conftest import DIGITS_CHECKPOINT, ROOT, random_checkpoint, refused, run_main, small_disk
 from dataset import read_images
 from ghostnet import BACKBONE, GhostNet
 
@@ -28,11 +33,31 @@ def needs(form):
         pytest.skip("needs tf2onnx: make test-interop")
 
 
-def run_export(*args):
+def run_export(*args, **kwargs):
     """Runs the tool; returns the rows of its table, {(export, runtime): line}, and all of stdout."""
-    status, out, err = run_main(*args, **EXPORT)
+    status, out, err = run_main(*args, **dict(kwargs, **EXPORT))
     assert status == 0, (out, err)
     return [re.split('  +', line.strip()) for line in out.splitlines()[2:]], out
+
+
+def hashes(folder):
+    """{path: MD5} of the files in a folder, and in those below it."""
+    found = {}
+    for parent, _, names in os.walk(str(folder)):
+        for name in names:
+            with open(os.path.join(parent, name), 'rb') as f:
+                found[os.path.relpath(os.path.join(parent, name), str(folder))] = hashlib.md5(f.read()).hexdigest()
+    return found
+
+
+def other_environment(folder):
+    """What must make no difference: how Python orders sets, what Keras, TensorFlow and XLA are told, and where."""
+    (folder / '.keras').mkdir(parents=True)
+    (folder / '.keras' / 'keras.json').write_text(json.dumps(
+        {'image_data_format': 'channels_first', 'floatx': 'float16', 'epsilon': 0.1, 'backend': 'jax'}))
+    return dict(os.environ, HOME=str(folder), KERAS_HOME=str(folder / '.keras'), KERAS_BACKEND='torch', TF_USE_LEGACY_KERAS='0',
+                PYTHONHASHSEED='7', TF_XLA_FLAGS='--tf_xla_auto_jit=2', XLA_FLAGS='--no-such-flag', TF_ENABLE_ONEDNN_OPTS='0',
+                TZ='Asia/Tokyo')
 
 
 def reload(form, path, images, outputs, tmp_path):
@@ -59,8 +84,12 @@ def test_an_export_gives_what_main_gives(form, name, flags, forty, tmp_path):
     needs(form)
     images, expected = forty
     (tmp_path / 'out').mkdir()
-    rows, _ = run_export('--load', DIGITS_CHECKPOINT, '--format', form, tmp_path / 'out' / name, *flags)
+    command = ['--load', DIGITS_CHECKPOINT, '--format', form] + flags
+    rows, _ = run_export(*(command + [tmp_path / 'out' / name]), env=other_environment(tmp_path / 'home'))
     assert os.listdir(str(tmp_path / 'out')) == [name]    # and nothing unfinished
+    if form == 'savedmodel':
+        run_export(*(command + [tmp_path / 'again']))
+        assert hashes(tmp_path / 'again') == hashes(tmp_path / 'out' / name)
     compared = [row for row in rows if row[0] == form]
     assert compared and all(float(row[5]) <= 1e-4 and row[6] == '26 of 26' for row in compared)
 
@@ -77,11 +106,14 @@ def test_an_export_gives_what_main_gives(form, name, flags, forty, tmp_path):
     assert np.array_equal(result.argmax(1), expected.argmax(1))
 
 
-@pytest.mark.slow
-def test_batch_norm_is_folded_and_variables_are_constants(tmp_path):
+def test_a_frozen_graph_has_the_same_bytes_anywhere_with_bn_folded_and_constants_for_variables(tmp_path):
     load = random_checkpoint(tmp_path / 'checkpoint', width=0.25, num_classes=5, ratio_code=[3] * 19, dw_code=[5] * 19)
-    run_export('--load', load, '--format', 'frozen', tmp_path / 'ghostnet.pb')
-    graph = tf.GraphDef.FromString((tmp_path / 'ghostnet.pb').read_bytes())
+    command = ['--load', load, '--format', 'frozen', '--tf1_python', 'none']
+    run_export(*(command + [tmp_path / 'ghostnet.pb']))
+    run_export(*(command + [tmp_path / 'again.pb']), env=other_environment(tmp_path / 'home'))
+    frozen = (tmp_path / 'ghostnet.pb').read_bytes()
+    assert frozen == (tmp_path / 'again.pb').read_bytes()
+    graph = tf.GraphDef.FromString(frozen)
     operations = [node.op for node in graph.node]
     assert not [op for op in operations if 'BatchNorm' in op or 'Var' in op or op == 'Identity'][1:]    # but the output's Identity
     assert operations.count('BiasAdd') == operations.count('Conv2D') + operations.count('DepthwiseConv2dNative')
@@ -122,6 +154,10 @@ def test_all_formats_and_int8(digits, tmp_path):
     float_error = 4 / 360
     assert 'calibrated with 180 images, compared on 360 ' in out and 'that of the graph %.4f' % float_error in out
 
+    run_export('--load', DIGITS_CHECKPOINT, '--format', 'all', tmp_path / 'again', '--int8', '--data_dir', digits,
+               '--tf1_python', 'none', env=other_environment(tmp_path / 'home'))
+    assert hashes(tmp_path / 'again') == hashes(tmp_path / 'all')
+
 
 @pytest.mark.slow
 def test_signature_of_tensorflow_2(tmp_path):
@@ -155,6 +191,66 @@ def test_an_export_that_differs_is_not_written(tmp_path, monkeypatch, capsys):
     assert command.main(command.parse_args()) == 1
     assert "'frozen' does not give what the graph does, and was not written" in capsys.readouterr().err
     assert not (tmp_path / 'ghostnet.pb').exists() and not list(tmp_path.glob('unfinished*'))
+
+
+def test_what_is_not_finite_or_of_another_shape_is_no_match():
+    from tools.export.compare import difference
+    value = np.float32([[1, 2], [3, 5]])
+    for wrong in (np.nan, np.inf):
+        broken = value.copy()
+        broken[1, 0] = wrong
+        for results, expected in ((broken, value), (value, broken), (broken, broken)):
+            for order in (('a', 'b'), ('b', 'a')):    # in whichever output
+                assert difference({'a': results, 'b': value}, {name: {'a': expected, 'b': value}[name] for name in order})[0] == math.inf
+    assert difference({'a': value[:1]}, {'a': value})[0] == math.inf
+    assert difference({'a': 0 * value}, {'a': 0 * value}) == (0, 2)
+    assert difference({'a': value}, {'a': 0 * value})[0] == math.inf
+    assert difference({'a': value + np.float32([[0, 0], [0, 1]])}, {'a': value}) == (1 / math.sqrt(39), 2)
+
+
+@pytest.mark.slow
+def test_a_network_without_finite_logits_is_refused(tmp_path):
+    from checkpoints import save_values
+    values = CheckpointRestore(DIGITS_CHECKPOINT).values
+    values['MobileNetV2/Logits/Conv2d_1c_1x1/W'] = 3e38 * np.ones_like(values['MobileNetV2/Logits/Conv2d_1c_1x1/W'])
+    save_values(values, str(tmp_path / 'huge'), 'published')
+    assert 'logits that are not finite' in refused('--load', tmp_path / 'huge', '--format', 'frozen', tmp_path / 'x.pb', **EXPORT)
+    assert not list(tmp_path.glob('x*')) and not list(tmp_path.glob('unfinished*'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('form, size', [('savedmodel', '2m'), ('frozen', '23m'), ('keras', '38m'), ('tflite', '38m')])
+def test_a_full_disk_is_named_and_nothing_is_left(form, size, tmp_path):
+    needs(form)
+    with small_disk(tmp_path / 'disk', size) as folder:
+        status, _, err = run_main('--load', DIGITS_CHECKPOINT, '--format', form, folder / 'x.keras', '--tf1_python', 'none', **EXPORT)
+        assert status == 2 and err.startswith('export: cannot write %s: the disk is full' % (folder / 'x.keras'))
+        assert err.count('\n') == 1 and os.listdir(str(folder)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('signum, status', [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_signal_ends_the_command_and_its_children(signum, status, tmp_path):
+    """While a child converts."""
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'tools.export', '--load', DIGITS_CHECKPOINT, '--format', 'savedmodel', str(tmp_path / 'x')], cwd=ROOT,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, universal_newlines=True, start_new_session=True)
+    try:
+        end = time.time() + 120
+        while not list(tmp_path.glob('unfinished-*/dilations')):
+            assert process.poll() is None and time.time() < end
+            time.sleep(0.05)
+        time.sleep(2)
+        process.send_signal(signum)
+        err = process.communicate(timeout=60)[1]    # which ends when the children, too, have closed it
+        assert process.returncode == status
+        assert signum == signal.SIGKILL or re.match('export: stopped by SIG(TERM|INT)\n$', err), err
+    finally:
+        process.kill()
+    if signum == signal.SIGKILL:    # the next run removes what that one has left
+        assert list(tmp_path.glob('unfinished-*'))
+        assert 'there is no checkpoint' in refused('--load', 'no', '--format', 'frozen', tmp_path / 'y', **EXPORT)
+    assert os.listdir(str(tmp_path)) == []
 
 
 @pytest.mark.parametrize('flags, message', [
