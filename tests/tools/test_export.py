@@ -201,7 +201,8 @@ def test_what_is_not_finite_or_of_another_shape_is_no_match():
         broken[1, 0] = wrong
         for results, expected in ((broken, value), (value, broken), (broken, broken)):
             for order in (('a', 'b'), ('b', 'a')):    # in whichever output
-                assert difference({'a': results, 'b': value}, {name: {'a': expected, 'b': value}[name] for name in order})[0] == math.inf
+                both = {name: {'a': expected, 'b': value}[name] for name in order}
+                assert difference({'a': results, 'b': value}, both)[0] == math.inf
     assert difference({'a': value[:1]}, {'a': value})[0] == math.inf
     assert difference({'a': 0 * value}, {'a': 0 * value}) == (0, 2)
     assert difference({'a': value}, {'a': 0 * value})[0] == math.inf
@@ -223,7 +224,8 @@ def test_a_network_without_finite_logits_is_refused(tmp_path):
 def test_a_full_disk_is_named_and_nothing_is_left(form, size, tmp_path):
     needs(form)
     with small_disk(tmp_path / 'disk', size) as folder:
-        status, _, err = run_main('--load', DIGITS_CHECKPOINT, '--format', form, folder / 'x.keras', '--tf1_python', 'none', **EXPORT)
+        status, _, err = run_main('--load', DIGITS_CHECKPOINT, '--format', form, folder / 'x.keras', '--tf1_python', 'none',
+                                  **EXPORT)
         assert status == 2 and err.startswith('export: cannot write %s: the disk is full' % (folder / 'x.keras'))
         assert err.count('\n') == 1 and os.listdir(str(folder)) == []
 
@@ -233,8 +235,8 @@ def test_a_full_disk_is_named_and_nothing_is_left(form, size, tmp_path):
 def test_a_signal_ends_the_command_and_its_children(signum, status, tmp_path):
     """While a child converts."""
     process = subprocess.Popen(
-        [sys.executable, '-m', 'tools.export', '--load', DIGITS_CHECKPOINT, '--format', 'savedmodel', str(tmp_path / 'x')], cwd=ROOT,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, universal_newlines=True, start_new_session=True)
+        [sys.executable, '-m', 'tools.export', '--load', DIGITS_CHECKPOINT, '--format', 'savedmodel', str(tmp_path / 'x')],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, universal_newlines=True, start_new_session=True)
     try:
         end = time.time() + 120
         while not list(tmp_path.glob('unfinished-*/dilations')):

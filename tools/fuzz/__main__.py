@@ -4,7 +4,7 @@
     python -m tools.fuzz --minutes 1 --targets pictures index --seed 7 --keep failures
 
 Hypothesis draws the damage and shrinks what fails. Every target reads in a process of its own, whose memory may grow by 1 GB and
-which has 20 seconds for a file. Exit status: 1 if something failed; --keep has the files then.
+which has 20 seconds for a file (on Linux). Exit status: 1 if something failed; --keep has the files then.
 """
 import argparse
 import collections
@@ -21,7 +21,6 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 from command_line import InputError, Parser, number, run
 from tools.fuzz.child import FAILURES, OUTCOMES, Child
 from tools.fuzz.targets import TARGETS
-
 
 # What parsers stumble over: sizes, ends, numbers.
 PIECES = [struct.pack(form, value) for form in ('<I', '>I', '<Q', '<H', '>H') for value in (0, 1, 255, 32767, 65535)] + [

@@ -9,6 +9,7 @@ import traceback
 from command_line import ROOT, InputError
 from tools.fuzz.targets import TARGETS
 
+COMMAND = ['-m', 'tools.fuzz.child']
 MEMORY, SECONDS = 1 << 30, 20    # of a process beyond what it takes when it is ready; for one file
 OUTCOMES = ('read', 'refused', 'crash', 'hang', 'traceback', 'memory', 'stray lines')
 FAILURES = OUTCOMES[2:]
@@ -54,7 +55,7 @@ class Child:
 
     def start(self):
         self.log = open(os.path.join(self.folder, 'stderr'), 'w+b')
-        self.process = subprocess.Popen([sys.executable, '-m', 'tools.fuzz.child', self.name], cwd=ROOT,
+        self.process = subprocess.Popen([sys.executable] + COMMAND + [self.name], cwd=ROOT,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log)
         for name in self.seeds:    # sound, besides: the others of a tree must be there
             self.write(name, self.seeds[name][0])
