@@ -167,8 +167,12 @@ def run(command, args, prog, target=None):
 
 def warn(message):
     """Prints a warning on stderr, in one line that a progress bar leaves whole."""
-    from tqdm import tqdm
-    tqdm.write('warning: ' + one_line(message), file=sys.stderr)
+    line = 'warning: ' + one_line(message)
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+        tqdm.write(line, file=sys.stderr)
+    else:    # tqdm would draw a bar that is not due yet
+        sys.stderr.write(line + '\n')
 
 
 class _QuietStderr:
