@@ -74,9 +74,11 @@ def fuzz(name, seconds, seed, folder, keep):
             last.update(file=file, data=data, outcome=outcome, said=said)
             raise Failure(outcome)
 
+    child.start()
     while time.time() < end:
         test = hypothesis.seed(seed)(hypothesis.settings(
-            max_examples=200, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck))(
+            max_examples=200, deadline=None, database=None, report_multiple_bugs=False,
+            suppress_health_check=list(hypothesis.HealthCheck))(
                 hypothesis.given(st.sampled_from(sources), st.lists(change, min_size=1, max_size=6), st.booleans())(attempt)))
         try:
             with contextlib.redirect_stdout(io.StringIO()):    # Hypothesis prints the example; it is kept as a file

@@ -1,9 +1,12 @@
 """What the fuzzer feeds: sound files of each kind to damage, what reads them, and checksums that let damage come through."""
 import collections
 import contextlib
+import gzip
 import io
 import os
+import re
 import struct
+import tarfile
 
 from command_line import ROOT
 
@@ -57,17 +60,31 @@ def state_seeds():
     return seeds
 
 
-def archive_seeds():
-    import gzip
-    import tarfile
+def tar_of(members):
+    """Bytes of a tar with members (name, bytes)."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode='w') as tar:
-        for name, content in (('n00000001_1.JPEG', b'one' * 300), ('n00000001_2.JPEG', b''),
-                              ('n00000001_%s.JPEG' % ('3' * 150), b'x')):
+        for name, content in members:
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-    return {'images.tar': [file.getvalue()], 'devkit.tar.gz': [file.getvalue(), gzip.compress(file.getvalue(), 1, mtime=0)]}
+    return file.getvalue()
+
+
+def archive_seeds():
+    import numpy as np
+    from scipy.io import savemat
+
+    from data.ilsvrc12.classes import SYNSETS_FILE, TRUTH_FILE
+    rows = np.empty(2, [(field, object) for field in ('ILSVRC2012_ID', 'WNID', 'words', 'num_children', 'num_train_images')])
+    rows[0], rows[1] = (1, 'n00000001', 'one', 0, 2), (2, 'n00000002', 'two', 0, 3)
+    seeds = []
+    for compressed in (False, True):
+        meta = io.BytesIO()
+        savemat(meta, {'synsets': rows}, do_compression=compressed)
+        seeds.append(tar_of([(SYNSETS_FILE, meta.getvalue()), (TRUTH_FILE, b'1\n2\n1\n')]))
+    images = tar_of([('n00000001_1.JPEG', b'one' * 300), ('n00000001_2.JPEG', b''), ('n00000001_%s.JPEG' % ('3' * 150), b'x')])
+    return {'images.tar': [images, gzip.compress(images, 1)], 'devkit.tar': seeds + [gzip.compress(seeds[1], 1)]}
 
 
 # ------------------------------------------------------------------------- what reads them: a path -> nothing, or InputError
@@ -96,14 +113,13 @@ def read_state(path):
 
 
 def read_archive(path):
-    import re
-
-    from data.ilsvrc12.archives import archive_opened, members, read_devkit
-    if path.endswith('.gz'):
+    from data.ilsvrc12.archives import archive_opened, members
+    from data.ilsvrc12.classes import read_devkit
+    if path.endswith('devkit.tar'):
         read_devkit(path)
     else:
         with archive_opened(path) as archive:
-            for _, size, source in members(archive, path, re.compile('n[0-9]{8}_[0-9]+[.]JPEG'), 'n01440764_18.JPEG'):
+            for _, size, source in members(archive, path, re.compile('(n[0-9]{8}_[0-9]+)[.]JPEG'), 'n01440764_18.JPEG'):
                 source.read(size)
 
 
