@@ -117,8 +117,8 @@ def explained(error, target):
         return "the package '%s' is missing: run 'make %s', which installs it" % (error.name, target)
     if isinstance(error, MemoryError):
         return "memory is short: close other programs, raise the limit (ulimit -v), or use fewer --jobs"
-    if isinstance(error, OSError) and error.strerror and error.filename is None:
-        return "cannot write the output: %s" % error.strerror
+    if isinstance(error, OSError) and error.strerror:
+        return "%s: %s" % ("cannot write the output" if error.filename is None else error.filename, error.strerror)
     return error
 
 

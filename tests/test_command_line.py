@@ -2,10 +2,13 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
-from command_line import InputError, Stopped, atomic_write, check_writable, run, run_module, write_json
+from command_line import InputError, Parser, Stopped, atomic_write, check_writable, run, run_module, work_folder, write_json
+from conftest import ROOT, small_disk
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -23,6 +26,8 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     write_json(str(tmp_path / 'json'), {'b': 1, 'a': [2]})
     assert sorted(os.listdir(str(tmp_path))) == ['file', 'json'] and open(path).read() == 'first'
     assert list(json.loads((tmp_path / 'json').read_text()).items()) == [('b', 1), ('a', [2])]
+    with pytest.raises(ValueError):
+        write_json(str(tmp_path / 'json'), [float('nan')])
     with pytest.raises(InputError):
         check_writable(str(tmp_path / 'no' / 'file'))
 
@@ -31,6 +36,50 @@ def test_a_child_process_returns_its_output_or_the_last_line_of_its_error():
     assert run_module('json.tool', '--help').startswith('usage')
     with pytest.raises(InputError, match='^timeit --no-such-flag ended with status 2: '):
         run_module('timeit', '--no-such-flag')
+
+
+def test_a_home_folder_is_found_where_no_shell_looks(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/user')
+    parser = Parser()
+    parser.add_argument('--data_dir')
+    parser.add_argument('--files', nargs='+')
+    args = parser.parse_args(['--data_dir=~/x', '--files', 'a~', '~/b'])
+    assert args.data_dir == '/home/user/x' and args.files == ['a~', '/home/user/b']
+
+
+def test_a_full_disk_is_named_by_its_file(tmp_path):
+    import numpy as np
+    with small_disk(tmp_path / 'small', '1m') as small:
+        with pytest.raises(OSError) as error:
+            with atomic_write(str(small / 'logits.npz')) as f:
+                np.savez(f, logits=np.zeros([1000, 1000], np.float32))
+        assert error.value.filename == str(small / 'logits.npz') and os.listdir(str(small)) == []
+
+
+def test_what_is_unfinished_goes_at_the_end_or_with_the_next_run(tmp_path):
+    """A folder that a process holds stays; one that a killed process left is removed."""
+    code = "from command_line import work_folder\nimport os, sys, time\nwith work_folder(sys.argv[1]) as folder:\n" \
+           "    open(folder + '/half', 'w').close()\n    print(folder, flush=True)\n    time.sleep(60)"
+    process = subprocess.Popen([sys.executable, '-c', code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE,
+                               universal_newlines=True)
+    held = process.stdout.readline().strip()
+    (tmp_path / 'unfinished-notes').mkdir()    # somebody else's
+    with work_folder(str(tmp_path)) as folder:
+        assert os.path.exists(held) and folder != held
+    assert sorted(os.listdir(str(tmp_path))) == sorted([os.path.basename(held), 'unfinished-notes'])
+    process.kill()
+    process.communicate()
+    with work_folder(str(tmp_path)):
+        assert not os.path.exists(held)
+    assert os.listdir(str(tmp_path)) == ['unfinished-notes']
+
+
+def test_a_library_may_make_another_exception_of_sigterm():
+    code = "import os, signal\nfrom command_line import run\ndef command(args):\n    try:\n" \
+           "        os.kill(os.getpid(), signal.SIGTERM)\n        for _ in range(10 ** 9): pass\n" \
+           "    except BaseException: raise AttributeError('__exit__')\nrun(command, None, 'prog')"
+    process = subprocess.run([sys.executable, '-c', code], cwd=ROOT, stderr=subprocess.PIPE)
+    assert (process.returncode, process.stderr) == (143, b'prog: stopped by SIGTERM\n')
 
 
 @pytest.mark.parametrize('error, status, message', [
