@@ -206,13 +206,13 @@ def damage_missing(tree):
 def damage_truncated(tree):
     path = next(tree.glob('train/*/*_7.JPEG'))
     write(path, path.read_bytes()[:-40])
-    return '%s is truncated' % path
+    return '%s is broken: ' % path
 
 
 def damage_no_image(tree):
     path = next(tree.glob('val/*/ILSVRC2012_val_00000029.JPEG'))
     write(path, b'<html>not found</html>')
-    return '%s is not an image' % path
+    return '%s is broken: it is no picture' % path
 
 
 def edit(tree, name, old, new):

@@ -54,7 +54,8 @@ def bare_graph(args):
 
 
 def main_train(args):
-    with work_folder(tempfile.gettempdir()) as log_dir:
+    with work_folder(tempfile.gettempdir()) as folder:
+        log_dir = os.path.join(folder, 'log')
         # The first epoch starts everything up.
         training = subprocess.run([sys.executable, os.path.join(ROOT, 'main.py'), '--train', '--data_dir', args.data_dir, '--batch',
                                    str(args.batch), '--epochs', '3', '--log_dir', log_dir], stdout=subprocess.DEVNULL,
