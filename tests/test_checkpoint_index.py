@@ -262,5 +262,5 @@ def test_a_hole_in_place_of_data_is_refused(tmp_path):
 def test_commands_refuse_a_crafted_index(tmp_path, flags, script):
     """TensorFlow would take 8 GB, and abort."""
     prefix = written(tmp_path, TABLES['huge strings'])
-    assert 'impossible length' in refused(*[prefix if flag == CK else flag for flag in flags],
+    assert 'impossible length' in refused(*[{CK: prefix, 'x.pb': tmp_path / 'x.pb'}.get(flag, flag) for flag in flags],
                                           script=['-m', script] if script != 'main.py' else ['main.py'])

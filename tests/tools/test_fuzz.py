@@ -26,12 +26,12 @@ def test_what_fails_is_noticed(tmp_path, monkeypatch):
 import os, time, ctypes
 import tools.fuzz.targets as targets
 def read(path):
-    what = open(path).read()
-    if what == 'crash': ctypes.string_at(0)
-    if what == 'hang': time.sleep(60)
-    if what == 'raise': raise ValueError(what)
-    if what == 'memory': bytearray(1 << 32)
-    if what == 'print': os.write(2, b'libx: warning\\n')
+    what = open(path, 'rb').read()
+    if what == b'crash': ctypes.string_at(0)
+    if what == b'hang': time.sleep(60)
+    if what == b'raise': raise ValueError(what)
+    if what == b'memory': bytearray(1 << 32)
+    if what == b'print': os.write(2, b'libx: warning\\n')
 targets.TARGETS['metadata'] = targets.TARGETS['metadata']._replace(read=read)
 from tools.fuzz.child import serve
 serve('metadata')
