@@ -148,7 +148,7 @@ def tidy_png(data, check_size):
     libpng finds out whether the compressed data has all pixels; what it says of profiles and texts would be lines without a name.
 
     Raises:
-        Damaged: pixels are missing or wrong; or what `check_size` raises for (height, width).
+        Damaged: pixels are missing or wrong; or what `check_size` raises for height, width and bits a sample.
     """
     kept, note, position = [], None, 8
     while True:
@@ -167,8 +167,8 @@ def tidy_png(data, check_size):
         position = end
     if not kept or kept[0][0] != b'IHDR' or len(kept[0][1]) != 25:
         raise Damaged("it has no header")
-    width, height = struct.unpack('>II', kept[0][1][8:16])
-    check_size(height, width)
+    width, height, bits = struct.unpack('>IIB', kept[0][1][8:17])
+    check_size(height, width, bits)
     return PNG + b''.join(chunk for _, chunk in kept) + b'\0\0\0\0IEND\xaeB`\x82', note
 
 
@@ -176,15 +176,16 @@ def tidy_png(data, check_size):
 
 TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}    # bytes
 TIFF_INTEGERS = {1: 'B', 3: 'H', 4: 'I', 16: 'Q'}
-BITS, COMPRESSION, STRIPS, STRIP_SIZES, LARGEST, TILES, TILE_SIZES, SAMPLE_FORMAT, JPEG_TABLES = \
-    258, 259, 273, 279, 281, 324, 325, 339, 347
+WIDTH, HEIGHT, BITS, COMPRESSION, STRIPS, STRIP_SIZES, LARGEST, TILES, TILE_SIZES, SAMPLE_FORMAT, JPEG_TABLES = \
+    256, 257, 258, 259, 273, 279, 281, 324, 325, 339, 347
 
 
-def tiff_samples(data, verify_jpeg):
+def tiff_samples(data, verify_jpeg, check_size):
     """How many bits a sample has in the first image of a TIFF, and the largest value that the file declares, or None.
 
     Raises:
-        Damaged: it is truncated; a JPEG in it is damaged, for which `verify_jpeg` raises ValueError; or its samples are floats.
+        Damaged: it is truncated; a JPEG in it is damaged, for which `verify_jpeg` raises ValueError; its samples are floats; or
+            what `check_size` raises for height, width and bits a sample.
     """
     try:
         tags = tiff_tags(data)
@@ -201,7 +202,9 @@ def tiff_samples(data, verify_jpeg):
         raise Damaged("%s (libjpeg)" % warning)
     if 3 in tags.get(SAMPLE_FORMAT, ()):
         raise Damaged("its samples are floating-point numbers, and their range is not known: save it with 8 or 16 bits")
-    return max(tags.get(BITS, (1,))), max(tags[LARGEST]) if LARGEST in tags else None
+    bits = max(tags.get(BITS, (1,)) or (1,))
+    check_size(max(tags.get(HEIGHT, (0,)), default=0), max(tags.get(WIDTH, (0,)), default=0), bits)
+    return bits, max(tags[LARGEST], default=None) if LARGEST in tags else None
 
 
 def tiff_tags(data):

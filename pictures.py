@@ -53,10 +53,14 @@ def fix_opencv():
 
 # ------------------------------------------------------------------------------------------------------------------ size
 
-def check_size(height, width):
-    """Raises Damaged for what would take gigabytes: before it is decoded, and before its shorter side becomes 256 pixels."""
-    if height * width > MAX_PIXELS:
-        raise Damaged("it has %d x %d pixels, more than %d million" % (width, height, MAX_PIXELS // 10 ** 6))
+def check_size(height, width, bits=8):
+    """Raises Damaged for what would take gigabytes: before it is decoded, and before its shorter side becomes 256 pixels.
+
+    `bits`: of a sample; those of 16 bits take twice the memory.
+    """
+    most = MAX_PIXELS if bits <= 8 else MAX_PIXELS // 2
+    if height * width > most:
+        raise Damaged("it has %d x %d pixels of %d bits a sample, more than %d million" % (width, height, bits, most // 10 ** 6))
     if height and width and 256 ** 2 * max(height, width) > MAX_PIXELS * min(height, width):
         raise Damaged("it has %d x %d pixels, which is too long to be resized" % (width, height))
 
@@ -149,7 +153,7 @@ def read_png(data):
 
 def read_tiff(data):
     """As `read_jpeg`, for a TIFF."""
-    bits, largest = tiff_samples(data, verified_jpeg)
+    bits, largest = tiff_samples(data, verified_jpeg, check_size)
     return eight_bits(data, largest) if bits == 16 else (decode(data), None)
 
 

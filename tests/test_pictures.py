@@ -227,7 +227,7 @@ def test_samples_of_12_bits_in_16(tmp_path, capfd):
     assert capfd.readouterr().err == ''
 
 
-@pytest.mark.parametrize('name', ['jpeg', 'png', 'long png', 'bmp', 'tiff', 'ppm'])
+@pytest.mark.parametrize('name', ['jpeg', 'png', 'long png', '16-bit png', '16-bit tiff', 'bmp', 'tiff', 'ppm'])
 def test_what_would_take_gigabytes_is_refused_before_it_is_decoded(tmp_path, name):
     jpeg, png, bmp = (encode(picture(), extension) for extension in ('.jpg', '.png', '.bmp'))
     frame = jpeg.index(b'\xff\xc0')
@@ -235,6 +235,10 @@ def test_what_would_take_gigabytes_is_refused_before_it_is_decoded(tmp_path, nam
         b'IDAT', zlib.compress(bytes(3 * 8193))) + chunk(b'IEND', b'')
     data = {'jpeg': jpeg[:frame + 5] + struct.pack('>HH', 30000, 30000) + jpeg[frame + 9:],
             'png': png[:8] + chunk(b'IHDR', struct.pack('>II', 20000, 20000) + png[24:29]) + png[33:], 'long png': long_png,
+            '16-bit png': png[:8] + chunk(b'IHDR', struct.pack('>IIBBBBB', 10000, 10000, 16, 2, 0, 0, 0)) + png[33:],
+            '16-bit tiff': tiff(picture().astype(np.uint16)).replace(
+                struct.pack('<HHII', 256, 4, 1, 90), struct.pack('<HHII', 256, 4, 1, 10000)).replace(
+                struct.pack('<HHII', 257, 4, 1, 60), struct.pack('<HHII', 257, 4, 1, 10000)),
             'bmp': bmp[:18] + struct.pack('<ii', 20000, 20000) + bmp[26:],
             'tiff': tiff(picture()).replace(struct.pack('<HHII', 256, 4, 1, 90), struct.pack('<HHII', 256, 4, 1, 20000)).replace(
                 struct.pack('<HHII', 257, 4, 1, 60), struct.pack('<HHII', 257, 4, 1, 20000)),
