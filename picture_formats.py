@@ -177,7 +177,7 @@ def tidy_png(data, check_size):
 TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}    # bytes
 TIFF_INTEGERS = {1: 'B', 3: 'H', 4: 'I', 16: 'Q'}
 WIDTH, HEIGHT, BITS, COMPRESSION, STRIPS, STRIP_SIZES, LARGEST, TILES, TILE_SIZES, SAMPLE_FORMAT, JPEG_TABLES = \
-    256, 257, 258, 259, 273, 279, 281, 324, 325, 339, 347
+    TIFF_TAGS = 256, 257, 258, 259, 273, 279, 281, 324, 325, 339, 347
 
 
 def tiff_samples(data, verify_jpeg, check_size):
@@ -196,7 +196,7 @@ def tiff_samples(data, verify_jpeg, check_size):
                 if tags.get(COMPRESSION) == (7,):
                     tables = bytes(tags.get(JPEG_TABLES, ()))    # of all strips
                     verify_jpeg(tables[:-2] + data[start + 2 * bool(tables):start + size])
-    except struct.error:
+    except (struct.error, OverflowError):    # an offset may have 64 bits
         raise Damaged("it is truncated")
     except ValueError as warning:
         raise Damaged("%s (libjpeg)" % warning)
@@ -208,7 +208,11 @@ def tiff_samples(data, verify_jpeg, check_size):
 
 
 def tiff_tags(data):
-    """The integer tags of the first image in a TIFF or BigTIFF, {number: values}. Raises struct.error where it is truncated."""
+    """Those of TIFF_TAGS that the first image in a TIFF or BigTIFF has, {number: integers}.
+
+    Raises:
+        struct.error, OverflowError: it is truncated.
+    """
     order = '<' if data[:2] == b'II' else '>'
     word, start = ('Q', 8) if 43 in data[2:4] else ('I', 4)
     inline = struct.calcsize(word)
@@ -223,6 +227,6 @@ def tiff_tags(data):
             place, = struct.unpack_from(order + word, data, place)
         if place + size > len(data):
             raise struct.error
-        if kind in TIFF_INTEGERS or tag == JPEG_TABLES:
+        if tag in TIFF_TAGS and tag not in tags and (kind in TIFF_INTEGERS or tag == JPEG_TABLES):
             tags[tag] = struct.unpack_from(order + str(length) + TIFF_INTEGERS.get(kind, 'B'), data, place)
     return tags

@@ -193,6 +193,9 @@ def test_tiffs(tmp_path):
         assert np.array_equal(read(tmp_path, tiff(image, big=True)), image)
     with pytest.raises(BrokenPicture, match='truncated'):
         read(tmp_path, tiff(image, big=True, cut=10))
+    for far in (1 << 40, 1 << 63):
+        with pytest.raises(BrokenPicture, match='truncated'):
+            read(tmp_path, struct.pack('<2sHHHQ', b'II', 43, 8, 0, far) + tiff(image, big=True)[16:])
     with pytest.raises(BrokenPicture, match='floating-point'):
         read(tmp_path, tiff(image.astype(np.float32), form=3))
 
