@@ -1,4 +1,5 @@
 """TensorFlow checkpoints: reading them whole or not at all, saving them so, and what they say of their network."""
+import collections
 import glob
 import os
 import re
@@ -14,8 +15,13 @@ from command_line import InputError, sync, work_folder
 # The last part of the name of every variable that belongs to a model; what training adds (slots, counters) ends otherwise.
 MODEL_VARIABLE = re.compile('(^|/)(W|DW|b|beta|gamma|EMA)$')
 ALL_BUT_LAST_LAYER = re.compile('^(?!.*/Logits/).*' + MODEL_VARIABLE.pattern)
-# The variant of a network is recorded in its checkpoints as a string of this name, unless it is the published one.
-VARIANT, PUBLISHED = 'variant', 'published'
+PUBLISHED = 'published'
+# What a checkpoint records of its network besides the weights, as tensors of these names. `variant` is a string, absent for the
+# published one. `classes`, where they are known, are strings (N, 2) in the order of the labels: a name, which is a WordNet id or
+# that of a folder, and what it means, or ''. `val_share` is the part of a tree that it was not trained on, where that was split.
+Record = collections.namedtuple('Record', 'variant classes val_share')
+RECORD = re.compile('^(%s)$' % '|'.join(Record._fields))
+UNRECORDED = Record(PUBLISHED, None, None)
 
 
 class CheckpointMismatch(InputError):
@@ -63,21 +69,40 @@ def first_differences(names, found, expected, where):
     return '; '.join(first + ['...'] if len(names) > 3 else first)
 
 
-def variant_in(values, path):
-    """The variant that the tensors of a checkpoint, {name: array}, record. Raises InputError if that is no text."""
-    try:
-        variant = values[VARIANT].item().decode() if VARIANT in values else PUBLISHED
-        if is_name(variant):
-            return variant
-    except (AttributeError, ValueError):    # numbers, several strings, or bytes that are not UTF-8
-        pass
-    raise InputError("the checkpoint %s cannot be read at %s: it is not the name of a network; get it again" % (path, VARIANT))
+def recorded(path):
+    """The Record of a checkpoint. Raises InputError: see `read_checkpoint`, `record_in`."""
+    path, values = read_checkpoint(path, RECORD)
+    return record_in(values, path)
 
 
-def recorded_variant(path):
-    """The variant of the network that a checkpoint is of. Raises InputError: see `read_checkpoint`, `variant_in`."""
-    path, values = read_checkpoint(path, re.compile('^%s$' % VARIANT))
-    return variant_in(values, path)
+def record_in(values, path):
+    """The Record that the tensors of a checkpoint, {name: array}, make: of text as str, and None for what is absent.
+
+    Raises:
+        InputError: one of them is not what it should be.
+    """
+    found = dict.fromkeys(Record._fields)
+    for name, read in ('variant', name_of_variant), ('classes', pairs_of_text), ('val_share', float):
+        try:
+            if name in values:
+                found[name] = read(values[name])
+        except (AttributeError, TypeError, ValueError):    # of another type or shape, or bytes that are not UTF-8
+            raise InputError("the checkpoint %s cannot be read at %s, which is no record of that: get it again" % (path, name))
+    return Record(**dict(found, variant=found['variant'] or PUBLISHED))
+
+
+def name_of_variant(value):
+    variant = value.item().decode()
+    if not is_name(variant):
+        raise ValueError
+    return variant
+
+
+def pairs_of_text(value):
+    classes = [tuple(text.decode('utf-8', 'surrogateescape') for text in (name, words)) for name, words in value]
+    if not len({name for name, _ in classes}) == len(classes) > 0:
+        raise ValueError
+    return classes
 
 
 def finite_weights(values, source):
@@ -108,17 +133,18 @@ class CheckpointRestore(DictRestore):
         names (re.Pattern): which variables to restore. All of them must be there, and no other such ones.
 
     Attributes: `path` is the prefix, `shapes` {name: shape} of all model variables in the checkpoint, `values` {name: array} of
-    what is restored, `variant` the network's. Those of the model are finite numbers, in float32.
+    what is restored, `record` its Record, and `variant` that of it. Weights of the model are finite numbers, in float32.
     Raises:
-        InputError: see `read_checkpoint`, `variant_in`, `finite_weights`.
+        InputError: see `read_checkpoint`, `record_in`, `finite_weights`.
         CheckpointMismatch: when the session is made, if these variables are not exactly those of the graph.
     """
 
     def __init__(self, path, names=MODEL_VARIABLE):
         self.path, values = read_checkpoint(path)
         self.names = names
-        self.variant = variant_in(values, self.path)
-        values.pop(VARIANT, None)
+        self.record = record_in(values, self.path)
+        self.variant = self.record.variant
+        values = {name: value for name, value in values.items() if not RECORD.search(name)}
         self.shapes = {name: value.shape for name, value in values.items() if MODEL_VARIABLE.search(name)}
         self.values = {name: value for name, value in values.items() if names.search(name)}
         # What else a training continues from, such as a moving average that is only printed, may be infinite.
@@ -173,19 +199,23 @@ def save_checkpoint(session, saver, path):
         raise InputError("cannot write the checkpoint %s (%s): make room" % (path, reasons[0].strip()[:200]))
 
 
-def variant_variables(variant):
-    """The variables to save with a checkpoint so that it records its variant: none for the published one, else a string."""
-    if variant == PUBLISHED:
-        return []
+def record_variables(record):
+    """The variables to save with a checkpoint so that it has this Record."""
+    values = [] if record.variant == PUBLISHED else [('variant', tf.constant(record.variant))]
+    if record.classes is not None:
+        values.append(('classes', tf.constant([[text.encode('utf-8', 'surrogateescape') for text in pair]
+                                               for pair in record.classes])))
+    if record.val_share is not None:
+        values.append(('val_share', tf.constant(record.val_share, tf.float64)))
     with tf.device('/cpu:0'):    # local: Horovod has no broadcast for strings
-        return [tf.get_variable(VARIANT, initializer=tf.constant(variant), trainable=False,
-                                collections=[tf.GraphKeys.LOCAL_VARIABLES])]
+        return [tf.get_variable(name, initializer=value, trainable=False, collections=[tf.GraphKeys.LOCAL_VARIABLES])
+                for name, value in values]
 
 
-def save_values(values, path, variant):
-    """Saves `values`, {variable name: array}, as checkpoint `path` of a network of this variant."""
+def save_values(values, path, record=UNRECORDED):
+    """Saves `values`, {variable name: array}, as checkpoint `path` with this Record."""
     with tf.Graph().as_default(), tf.Session(config=tf.ConfigProto(device_count={'GPU': 0})) as session:
         variables = [tf.get_variable(name, initializer=value) for name, value in sorted(values.items())]
-        saver = tf.train.Saver(variables + variant_variables(variant))
+        saver = tf.train.Saver(variables + record_variables(record))
         session.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
         save_checkpoint(session, saver, path)

@@ -292,6 +292,7 @@ def run_predict(args):
 
 
 def run_train(args):
+    from checkpoints import UNRECORDED
     from dataset import read_images, read_synsets
     from training.train import Data, Run, train
     from training.workers import HorovodWorkers, OneWorker
@@ -305,18 +306,19 @@ def run_train(args):
                     'number of training images': len(data.train)})
     with mismatch_explained(model, args.finetune):
         train(model, data, Run(
-            args.log_dir, args.batch, args.epochs, seed=args.seed, options=options, load=args.load, finetune=args.finetune,
+            args.log_dir, args.batch, args.epochs, seed=args.seed, record=UNRECORDED._replace(variant=model.variant),
+            options=options, load=args.load, finetune=args.finetune,
             resume=args.resume, gpus=len(args.gpu.split(',')) if args.gpu else 0, towers=args.towers or 1,
             workers=HorovodWorkers() if args.trainer == 'horovod' else OneWorker()))
 
 
 def variant_to_train(args):
     """The variant of the network that --load is of, or the published one."""
-    from checkpoints import PUBLISHED, recorded_variant
+    from checkpoints import PUBLISHED, recorded
     if args.load is None:
         return PUBLISHED
     try:
-        return recorded_variant(args.load)
+        return recorded(args.load).variant
     except InputError:
         if not args.resume:    # a run that continues does not need it any more; --variant is compared with what it recorded
             raise
@@ -343,11 +345,11 @@ def print_schedule(args):
 def print_costs(args):
     import tabulate
 
-    from checkpoints import PUBLISHED, recorded_variant
+    from checkpoints import PUBLISHED, recorded
     from dataset import read_synsets
     from ghostnet import layer_costs
     classes = 1000 if args.data_dir is None else len(read_synsets(args.data_dir))
-    costs = layer_costs(build_model(args, classes, PUBLISHED if args.load is None else recorded_variant(args.load)))
+    costs = layer_costs(build_model(args, classes, PUBLISHED if args.load is None else recorded(args.load).variant))
     costs.append(('total', sum(cost[1] for cost in costs), sum(cost[2] for cost in costs)))
     rows = [(name, "%.2f M" % (multiply_adds / 1e6), "{:,}".format(parameters)) for name, multiply_adds, parameters in costs]
     rows[-1] = ('total', "%.1f M" % (costs[-1][1] / 1e6), rows[-1][2])

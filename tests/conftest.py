@@ -97,20 +97,23 @@ def without(package, folder):
     return dict(os.environ, PYTHONPATH=str(folder))
 
 
-def random_checkpoint(path, seed=0, **options):
-    """A checkpoint of the GhostNet with these options, with weights and BN statistics as recorded ones have."""
+def random_checkpoint(path, seed=0, classes=None, **options):
+    """A checkpoint of the GhostNet with these options, with weights and BN statistics as recorded ones have.
+
+    `classes`: names that it records.
+    """
     from tf_compat import tf
 
     from tensorpack.tfutils.tower import PredictTowerContext
 
-    from checkpoints import MODEL_VARIABLE, save_values
+    from checkpoints import MODEL_VARIABLE, Record, save_values
     from ghostnet import GhostNet
     with tf.Graph().as_default(), PredictTowerContext(''):
         model = GhostNet(**options)
         model.get_logits(tf.placeholder(tf.uint8, [1, 224, 224, 3]))
         values = {v.op.name: recorded_weight(v.op.name, v.shape.as_list(), seed) for v in tf.global_variables()
                   if MODEL_VARIABLE.search(v.op.name)}
-    save_values(values, str(path), model.variant)
+    save_values(values, str(path), Record(model.variant, classes and [(name, '') for name in classes], None))
     return str(path)
 
 

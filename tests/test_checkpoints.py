@@ -11,7 +11,7 @@ from tf_compat import tf
 import numpy as np
 import pytest
 
-from checkpoints import MODEL_VARIABLE, CheckpointMismatch, CheckpointRestore, save_checkpoint, save_values
+from checkpoints import MODEL_VARIABLE, CheckpointMismatch, CheckpointRestore, Record, recorded, save_checkpoint, save_values
 from command_line import InputError
 from conftest import ROOT, small_disk
 
@@ -178,6 +178,24 @@ def test_a_folder_of_any_name(tmp_path):
     assert list(CheckpointRestore(os.path.join(folder, 'ck')).values['a/W']) == [1, 2, 3]
 
 
+RECORD = Record('pytorch', [(os.fsdecode(b'caf\xe9'), ''), ('red cars', 'autos, voitures'), ('日本\n', '')], 0.25)
+
+
+@pytest.mark.parametrize('record', [RECORD, Record('published', RECORD.classes, None), Record('published', None, None)])
+def test_records_of_a_checkpoint_come_back(tmp_path, record):
+    save_values({'a/W': np.ones(3, 'float32')}, str(tmp_path / 'ck'), record)
+    restore = CheckpointRestore(str(tmp_path / 'ck'))
+    assert restore.record == record == recorded(str(tmp_path / 'ck')) and list(restore.values) == ['a/W']
+
+
+@pytest.mark.parametrize('name, value', [
+    ('classes', np.float32([[1, 2]])), ('classes', lambda: tf.constant('one')), ('classes', lambda: tf.constant(['a', 'b'])),
+    ('classes', lambda: tf.constant([['a', ''], ['a', '']])), ('val_share', lambda: tf.constant('much'))])
+def test_damaged_records_are_refused(tmp_path, name, value):
+    with pytest.raises(InputError, match='ck cannot be read at %s, which is no record of that' % name):
+        recorded(saved_variables(tmp_path, {'a/W': np.float32([1]), name: value}))
+
+
 # ----------------------------------------------------------------------------------------------------------- saved, or not at all
 
 SAVING = """
@@ -189,7 +207,7 @@ def end(path):
     sync(path)
     os.kill(os.getpid(), %d)
 checkpoints.sync = end
-command_line.run(lambda path: checkpoints.save_values({'a/W': numpy.ones(3, 'float32')}, path, 'published'), sys.argv[1], 'save')
+command_line.run(lambda path: checkpoints.save_values({'a/W': numpy.ones(3, 'float32')}, path), sys.argv[1], 'save')
 """
 
 
@@ -199,7 +217,7 @@ def test_what_is_unfinished_goes(tmp_path, signum, status, files):
     child = subprocess.run([sys.executable, '-c', SAVING % (ROOT, signum), str(tmp_path / 'ck')], stderr=subprocess.PIPE)
     assert child.returncode == status and child.stderr.count(b'\n') == 1 - files
     assert len(os.listdir(str(tmp_path))) == files
-    save_values({'a/W': np.ones(3, 'float32')}, str(tmp_path / 'other'), 'published')
+    save_values({'a/W': np.ones(3, 'float32')}, str(tmp_path / 'other'))
     assert sorted(os.listdir(str(tmp_path))) == ['other.data-00000-of-00001', 'other.index']
 
 
@@ -209,7 +227,7 @@ def test_a_checkpoint_of_any_name(tmp_path, name):
         os.fsencode(name)
     except UnicodeEncodeError:    # CPython 3.6 without a locale
         pytest.skip("needs a locale in UTF-8")
-    save_values({'a/W': np.ones(3, 'float32')}, str(tmp_path / name), 'published')
+    save_values({'a/W': np.ones(3, 'float32')}, str(tmp_path / name))
     assert sorted(os.listdir(str(tmp_path))) == [name + '.data-00000-of-00001', name + '.index']
     assert list(CheckpointRestore(str(tmp_path / name)).values['a/W']) == [1, 1, 1]
 
@@ -225,12 +243,12 @@ def test_a_folder_that_tensorflow_cannot_name(tmp_path):
     folder = os.path.join(str(tmp_path), os.fsdecode(b'caf\xe9'))
     os.mkdir(folder)
     with pytest.raises(InputError, match='in UTF-8'):
-        save_values({'a/W': np.ones(3, 'float32')}, os.path.join(folder, 'ck'), 'published')
+        save_values({'a/W': np.ones(3, 'float32')}, os.path.join(folder, 'ck'))
     assert os.listdir(folder) == []
 
 
 def test_a_full_disk_leaves_nothing(tmp_path):
     with small_disk(tmp_path / 'disk', '1m') as disk:
         with pytest.raises(InputError, match='cannot write the checkpoint .*disk/ck .*make room'):
-            save_values({'a/W': np.ones(1 << 20, 'float32')}, str(disk / 'ck'), 'published')
+            save_values({'a/W': np.ones(1 << 20, 'float32')}, str(disk / 'ck'))
         assert os.listdir(str(disk)) == []

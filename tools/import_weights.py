@@ -150,7 +150,7 @@ def import_weights(library, path, out):
         raise InputError("OUT is '%s': name a checkpoint, such as models/timm_checkpoint" % out)
     check_writable(out + '.index')
     state = read_state(path)    # before TensorFlow is there: together, they would take more memory
-    from checkpoints import finite_weights, save_values
+    from checkpoints import UNRECORDED, finite_weights, save_values
     quiet_tensorpack()
     theirs = {name: their_name(name, LIBRARIES[library]) for name in variable_shapes(variant=LIBRARIES[library].variant)}
     values = {name: to_ours(name, state[theirs[name]]) for name in theirs if theirs[name] in state}
@@ -161,7 +161,7 @@ def import_weights(library, path, out):
     weights = finite_weights({theirs[name]: value for name, value in values.items()
                               if not (name.endswith(STEPS) and value.dtype.kind in 'iu')}, path)
     values.update({name: weights[theirs[name]] for name in values if theirs[name] in weights})
-    save_values(values, out, LIBRARIES[library].variant)
+    save_values(values, out, UNRECORDED._replace(variant=LIBRARIES[library].variant))
     print("%s: %d tensors, width %g, %d classes, variant '%s'; for example" % (
         out, len(values), options['width'], options['num_classes'], LIBRARIES[library].variant))
     width = '' if options['width'] == 1 else ' --width_ratio %g' % options['width']

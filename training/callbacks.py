@@ -11,7 +11,7 @@ from tensorpack.callbacks.monitor import MonitorBase
 from tensorpack.train import StopTraining
 from tensorpack.utils.utils import get_tqdm
 
-from checkpoints import MODEL_VARIABLE, save_checkpoint, variant_variables
+from checkpoints import MODEL_VARIABLE, record_variables, save_checkpoint
 from command_line import InputError
 from imagenet_utils import eval_dataflow
 from training.inputs import KeepError, RoundInput
@@ -180,11 +180,11 @@ class Checkpoints(MonitorBase):
     _chief_only = True
     error = None
 
-    def __init__(self, folder, lowest, variant):
-        self.folder, self.lowest, self.variant = folder, lowest, variant
+    def __init__(self, folder, lowest, record):
+        self.folder, self.lowest, self.record = folder, lowest, record
 
     def _setup_graph(self):
-        variables, record = tf.global_variables(), variant_variables(self.variant)
+        variables, record = tf.global_variables(), record_variables(self.record)
         self.all = tf.train.Saver(variables + record, max_to_keep=0)
         self.weights = tf.train.Saver([v for v in variables if MODEL_VARIABLE.search(v.op.name)] + record, max_to_keep=0)
         self.sum = tf.add_n([tf.reduce_sum(v) for v in tf.trainable_variables()])

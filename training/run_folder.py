@@ -43,7 +43,7 @@ def remove_checkpoints(folder, kind, steps):
 def save_again(source, path):
     """Saves the model variables of checkpoint `source` as checkpoint `path`."""
     restore = CheckpointRestore(source)
-    save_values(restore.values, path, restore.variant)
+    save_values(restore.values, path, restore.record)
 
 
 def read_stats(folder):

@@ -13,7 +13,7 @@ from tensorpack.input_source import StagingInput
 from tensorpack.train import DEFAULT_MONITORS, SyncMultiGPUTrainerReplicated, TrainConfig, launch_train_with_config
 from tensorpack.utils import logger
 
-from checkpoints import ALL_BUT_LAST_LAYER, MODEL_VARIABLE, CheckpointRestore
+from checkpoints import ALL_BUT_LAST_LAYER, MODEL_VARIABLE, UNRECORDED, CheckpointRestore
 from command_line import InputError, Stopped, cores, quiet_tensorpack
 from imagenet_utils import MEASURED, ShuffledImages, layout_explained, session_creator, train_dataflow
 from recipe import learning_rate, steps_per_epoch
@@ -38,6 +38,7 @@ class Run:
         batch (int): images a step, of all towers and workers together.
         epochs (int): how many.
         seed (int): fixes initial weights, order and augmentation for a given number of towers and workers; None for a random one.
+        record (Record): what its checkpoints record.
         options (dict): what else the run depends on, {name: value}: it can be resumed only with the same.
         load (str): checkpoint to start from; with `finetune`, all but its last layer.
         resume (bool): continue after the last checkpoint in the folder, if there is one.
@@ -46,9 +47,10 @@ class Run:
         workers: the processes that train together, see training/workers.py. Worker 0 alone validates and writes.
     """
 
-    def __init__(self, folder, batch, epochs, seed=None, options=(), load=None, finetune=False, resume=False, gpus=0, towers=1,
-                 workers=None):
+    def __init__(self, folder, batch, epochs, seed=None, record=UNRECORDED, options=(), load=None,
+                 finetune=False, resume=False, gpus=0, towers=1, workers=None):
         self.folder, self.batch, self.epochs, self.seed, self.options = folder, batch, epochs, seed, dict(options)
+        self.record = record
         self.load, self.finetune, self.resume = load, finetune, resume
         self.workers = workers or OneWorker()
         self.gpus, self.towers = gpus, max(gpus, towers) if self.workers.has_towers else 1
@@ -147,7 +149,7 @@ def fit(model, data, run, start, steps):
         callbacks = [LearningRate(lambda step: learning_rate(step, steps, run.epochs, model.lr, run.batch)), guard]
         monitors, watched = [], []
         if run.chief:
-            validation, checkpoints = Validation(data, run.towers, dtypes, guard), chief_checkpoints(model, run)
+            validation, checkpoints = Validation(data, run.towers, dtypes, guard), chief_checkpoints(run)
             callbacks.append(validation)
             monitors, watched = DEFAULT_MONITORS() + [checkpoints], [validation.data, checkpoints]
         trainer = workers.trainer(run.gpus, run.towers)
@@ -170,11 +172,11 @@ def fit(model, data, run, start, steps):
     return Outcome(trainer.global_step, guard.diverged, guard.signum, errors)
 
 
-def chief_checkpoints(model, run):
+def chief_checkpoints(run):
     """The Checkpoints of a run, which know the lowest validation error so far."""
     best = saved_steps(run.folder, 'best')
     lowest = min([entry['val-error-top1'] for entry in read_stats(run.folder) if entry['global_step'] in best] + [math.inf])
-    return Checkpoints(run.folder, lowest, model.variant)
+    return Checkpoints(run.folder, lowest, run.record)
 
 
 @contextlib.contextmanager

@@ -214,7 +214,7 @@ def test_a_network_without_finite_logits_is_refused(tmp_path):
     from checkpoints import save_values
     values = CheckpointRestore(DIGITS_CHECKPOINT).values
     values['MobileNetV2/Logits/Conv2d_1c_1x1/W'] = 3e38 * np.ones_like(values['MobileNetV2/Logits/Conv2d_1c_1x1/W'])
-    save_values(values, str(tmp_path / 'huge'), 'published')
+    save_values(values, str(tmp_path / 'huge'))
     assert 'logits that are not finite' in refused('--load', tmp_path / 'huge', '--format', 'frozen', tmp_path / 'x.pb', **EXPORT)
     assert not list(tmp_path.glob('x*')) and not list(tmp_path.glob('unfinished*'))
 
