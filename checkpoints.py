@@ -22,6 +22,7 @@ PUBLISHED = 'published'
 Record = collections.namedtuple('Record', 'variant classes val_share')
 RECORD = re.compile('^(%s)$' % '|'.join(Record._fields))
 UNRECORDED = Record(PUBLISHED, None, None)
+Description = collections.namedtuple('Description', 'path shapes record')    # `shapes`: {name: shape} of the model variables
 
 
 class CheckpointMismatch(InputError):
@@ -69,10 +70,11 @@ def first_differences(names, found, expected, where):
     return '; '.join(first + ['...'] if len(names) > 3 else first)
 
 
-def recorded(path):
-    """The Record of a checkpoint. Raises InputError: see `read_checkpoint`, `record_in`."""
+def describe(path):
+    """The Description of a checkpoint, without its weights. Raises InputError: see `read_checkpoint`, `record_in`."""
     path, values = read_checkpoint(path, RECORD)
-    return record_in(values, path)
+    shapes = {name: tuple(shape) for name, shape in check_checkpoint(path).items() if MODEL_VARIABLE.search(name)}
+    return Description(path, shapes, record_in(values, path))
 
 
 def record_in(values, path):

@@ -114,15 +114,30 @@ def eval_dataflow(images, batch, read=read_image):
 
 # ----------------------------------------------------------------------------------------------------------------- model
 
-# Scalars of ``build_graph`` in training, by name.
-MEASURED = ('xentropy-loss', 'weight-decay', 'cost', 'train-error-top1', 'train-error-top5')
+def tops(num_classes):
+    """The k for which top-k errors say something."""
+    return (1, 5) if num_classes > 5 else (1,)
+
+
+def measured(num_classes):
+    """Names of the scalars of ``build_graph`` in training."""
+    return ['xentropy-loss', 'weight-decay', 'cost'] + ['train-error-top%d' % k for k in tops(num_classes)]
+
+
+def balanced_weights(labels, num_classes):
+    """A weight for each class, float32 (classes,), by scikit-learn's rule: the number of images by that of an average class."""
+    counts = np.bincount(labels, minlength=num_classes)
+    return np.float32(len(labels) / (num_classes * np.maximum(counts, 1)))
 
 
 class ImageNetModel(ModelDesc):
     """Classifier of ImageNet-like images: preprocessing, loss, errors and optimiser. Subclasses give ``get_logits``.
 
     Args: see ghostnet.GhostNet.
+    Attributes: `class_weights`, float32 (classes,), or None, by which the loss of an image is multiplied in training.
     """
+
+    class_weights = None
 
     def __init__(self, data_format, lr, weight_decay, label_smoothing, freeze_bn, variant=PUBLISHED):
         super(ImageNetModel, self).__init__()
@@ -146,24 +161,29 @@ class ImageNetModel(ModelDesc):
         return image if self.data_format == 'NHWC' else tf.transpose(image, [0, 3, 1, 2])
 
     def build_graph(self, image, label):
-        """Tensors ``logits``, ``wrong-top1``, ``wrong-top5`` (float32 (N,), 1 where wrong) and ``xentropy-loss``.
+        """Tensors ``logits``, ``wrong-top1``, ``wrong-top5`` (float32 (N,), 1 where wrong; see `tops`) and ``xentropy-loss``.
 
         Args:
             image (tf.Tensor): uint8 (N, 224, 224, 3) BGR.
             label (tf.Tensor): int32 (N,).
         Returns:
-            tf.Tensor: the cost, a scalar: ``xentropy-loss`` and, in training, weight decay. What training reports: MEASURED.
+            tf.Tensor: the cost, a scalar: ``xentropy-loss`` and, in training, weight decay. What training reports: `measured`.
         """
         logits = tf.identity(self.get_logits(image), name='logits')
-        wrong = [tf.cast(tf.logical_not(tf.nn.in_top_k(logits, label, k)), tf.float32, name='wrong-top%d' % k) for k in (1, 5)]
-        xentropy = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(logits=logits, labels=label))
-        uniform = tf.reduce_mean(-tf.nn.log_softmax(logits))
+        wrong = {k: tf.cast(tf.logical_not(tf.nn.in_top_k(logits, label, k)), tf.float32, name='wrong-top%d' % k)
+                 for k in tops(logits.shape.as_list()[-1])}
+        xentropy = tf.nn.sparse_softmax_cross_entropy_with_logits(logits=logits, labels=label)
+        uniform = -tf.nn.log_softmax(logits)
+        training = get_current_tower_context().is_training
+        if training and self.class_weights is not None:
+            weights = tf.gather(tf.constant(self.class_weights), label)
+            xentropy, uniform = weights * xentropy, weights[:, tf.newaxis] * uniform
         smoothing = self.label_smoothing
-        loss = tf.add((1 - smoothing) * xentropy, smoothing * uniform, name='xentropy-loss')
-        if not get_current_tower_context().is_training:
+        loss = tf.add((1 - smoothing) * tf.reduce_mean(xentropy), smoothing * tf.reduce_mean(uniform), name='xentropy-loss')
+        if not training:
             return loss
         decay = tf.multiply(regularize_cost('.*/W$', tf.nn.l2_loss, name='l2_loss'), self.weight_decay, name='weight-decay')
-        for k, w in zip((1, 5), wrong):
+        for k, w in wrong.items():
             tf.reduce_mean(w, name='train-error-top%d' % k)
         return tf.add(loss, decay, name='cost')
 

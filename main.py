@@ -7,178 +7,65 @@ if sys.version_info < (3, 6):    # before anything that such a Python cannot rea
                      "or CPython 3.10 to 3.13 with TensorFlow 2.21 (requirements.txt)\n" % sys.version_info[:2])
     sys.exit(2)
 
-import argparse
 import contextlib
 import os
 
-from command_line import (
-    ROOT,
-    InputError,
-    Parser,
-    atomic_write,
-    check_writable,
-    cores,
-    number,
-    positive,
-    quiet_tensorpack,
-    run,
-    up_to,
-    write_json,
-)
-from recipe import IMAGENET_IMAGES, RECIPE, learning_rate, smallest_area, steps_per_epoch
+from command_line import InputError, atomic_write, check_writable, quiet_tensorpack, run, write_json
+from dataset import VAL_SHARE, open_tree
+from flags import parse_args
+from recipe import FINETUNE, IMAGENET_IMAGES, RECIPE, learning_rate, smallest_area, steps_per_epoch
 
-DIGITS = os.path.join(ROOT, 'data', 'digits')
-DIGITS_CHECKPOINT = os.path.join(ROOT, 'models', 'digits_checkpoint')
-PUBLISHED_CHECKPOINT = os.path.join(ROOT, 'models', 'ghostnet_checkpoint')
 PAPER = {0.5: ('42', '2.6'), 1.0: ('141', '5.2'), 1.3: ('226', '7.3')}    # paper, table 7: millions at each width
-
-
-# ----------------------------------------------------------------------------------------------------------------- flags
-
-def code(text):
-    """An argparse type: integers from 1 to 99, separated by commas; none stands for the published ones."""
-    entry = number(int, lambda n: 1 <= n <= 99, "an integer from 1 to 99 (a list has them separated by commas)")
-    return [entry(part) for part in text.split(',')] if text else None
-
-
-def add_job_flags(job):
-    job.add_argument('--eval', action='store_true',
-                     help="evaluate --load on the validation images; without any other flag, the digits that come along")
-    job.add_argument('--predict', nargs='+', metavar='FILE',
-                     help="print what --load sees in pictures, or in those of a folder; without --load, digits")
-    job.add_argument('--train', action='store_true', help="train by the published recipe")
-    job.add_argument('--lr_schedule', action='store_true', help="print the learning rate of each epoch of --train, and exit")
-    job.add_argument('--flops', type=number(int, lambda n: n in (0, 1), "0 or 1"), default=0,
-                     help="1: print multiply-adds and parameters by layer group")
-
-
-def add_data_flags(data):
-    data.add_argument('--data_dir', help="ILSVRC12 tree with train/, val/ and caffe_ilsvrc12/; for --predict, names of the classes")
-    data.add_argument('--load', help="checkpoint; for --eval by default models/ghostnet_checkpoint")
-    data.add_argument('--broken', choices=['stop', 'skip', 'accept'], default='stop',
-                      help="pictures that are damaged: stop, skip and list them, or accept what OpenCV makes of them, as published")
-    data.add_argument('--json', metavar='FILE', help="write the result of --eval or --predict there")
-    data.add_argument('--save_logits', metavar='FILE.npz', help="write logits, labels and files of --eval there")
-    data.add_argument('--log_dir', default='train_log', help="folder of the run that --train makes: checkpoints, log, curves")
-    data.add_argument('--topk', type=positive(), default=5, help="--predict: so many classes of each picture")
-
-
-def add_device_flags(how):
-    how.add_argument('--gpu', help="GPUs that TensorFlow may use, such as 0 or 0,1; --train uses all of them. By default one")
-    how.add_argument('--towers', type=positive(), help="--train: so many replicas on the CPU, as if on so many GPUs")
-    how.add_argument('--trainer', choices=['replicated', 'horovod'], default='replicated',
-                     help="horovod: under horovodrun, on several machines")
-    how.add_argument('--data-format', choices=['NHWC', 'NCHW'], default='NHWC', help="layout inside the network")
-    how.add_argument('--engine', choices=['tensorpack', 'frozen', 'tflite', 'auto'], default='tensorpack',
-                     help="what computes in --eval and --predict; auto is the fastest on this machine. The result is the same")
-    how.add_argument('--jobs', type=up_to(1024), help="--eval, --predict: workers, of one core each (default: all cores)")
-    how.add_argument('--eval_batch', type=up_to(1024), help="--eval, --predict: images that a worker computes at once (default: "
-                     "what the engine does best); changes speed only")
-    how.add_argument('--cache', metavar='DIR', help="--eval: keep the preprocessed images there, for the next time")
-
-
-def add_network_flags(net):
-    net.add_argument('--width_ratio', type=number(float, lambda x: 0 < x <= 10, "a number above 0, at most 10"), default=1.0,
-                     help="width multiplier")
-    net.add_argument('--variant', choices=['published', 'pytorch', 'imgclsmob'], default=argparse.SUPPRESS,
-                     help="whose GhostNet (default: that recorded in --load, else published)")
-    net.add_argument('--se', type=number(int, lambda n: n >= 0, "0 or a positive integer"), default=3,
-                     help="squeeze-and-excitation, 0 for none")
-    net.add_argument('--dw_code_str', type=code, default='', metavar='CODE',
-                     help="kernel sizes of the cheap operations, 19 integers separated by commas")
-    net.add_argument('--ratio_code_str', type=code, default='', metavar='CODE', help="ratios of the ghost modules, likewise")
-
-
-def add_training_flags(train):
-    share = number(float, lambda x: 0 <= x < 1, "a number from 0 up to, but not, 1")
-    train.add_argument('--batch', type=positive(), default=RECIPE.batch, help="images a step, of all towers and workers together")
-    train.add_argument('--lr', type=number(float, lambda x: x > 0, "a number above 0"), default=RECIPE.lr,
-                       help="learning rate for 256 images a step; it is scaled with --batch")
-    train.add_argument('--epochs', type=positive(), default=RECIPE.epochs, help="epochs")
-    train.add_argument('--weight_decay', type=number(float, lambda x: x >= 0, "0 or a number above"), default=RECIPE.weight_decay,
-                       help="factor of half the sum of the squared kernels")
-    train.add_argument('--label_smoothing', type=share, default=RECIPE.label_smoothing,
-                       help="share of the target that is spread over all classes")
-    train.add_argument('--dropout_keep_prob', type=number(float, lambda x: 0 < x <= 1, "a number above 0, at most 1"),
-                       default=RECIPE.dropout_keep_prob, help="probability of keeping an input of the last layer")
-    train.add_argument('--finetune', action='store_true', help="take all but the last layer from --load, for other classes")
-    train.add_argument('--freeze_bn', action='store_true', help="BN keeps the statistics, scale and offset of --load")
-    train.add_argument('--resume', action='store_true', help="continue after the last checkpoint in --log_dir, if there is one")
-    train.add_argument('--seed', type=number(int, lambda n: 0 <= n < 2 ** 31, "an integer from 0"),
-                       help="fixes initial weights, order and augmentation")
-
-
-def parse_args():
-    parser = Parser(prog='main.py', description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add_job_flags(parser.add_argument_group('what to do'))
-    add_data_flags(parser.add_argument_group('data and results'))
-    add_device_flags(parser.add_argument_group('how to run'))
-    add_network_flags(parser.add_argument_group('network'))
-    add_training_flags(parser.add_argument_group('training'))
-    args = parser.parse_args()
-    args.variant = getattr(args, 'variant', None)
-    check_job(args, parser)
-    take_default_inputs(args, parser)
-    check_combinations(args, parser)
-    args.jobs = args.jobs or cores()
-    return args
-
-
-def check_job(args, parser):
-    """Reports it if the flags name no job, or two."""
-    jobs = [args.eval, args.predict is not None, args.train]
-    if sum(jobs) > 1:
-        parser.error("--eval, --predict and --train exclude each other: name one")
-    if not (any(jobs) or args.flops or args.lr_schedule):
-        parser.error("nothing to do: name --eval, --predict, --train, --lr_schedule or --flops 1")
-
-
-def take_default_inputs(args, parser):
-    """Fills in the tree and the checkpoint where they are not given, and reports it where they must be."""
-    if (args.eval or args.predict) and args.data_dir is None and args.load is None:
-        args.data_dir, args.load = DIGITS, DIGITS_CHECKPOINT
-        if not os.path.isdir(os.path.join(DIGITS, 'caffe_ilsvrc12')):
-            parser.error("the digits are not prepared: run 'python data/digits/prepare.py' (or 'make eval') first")
-    for flag in ('finetune', 'freeze_bn'):
-        if getattr(args, flag) and args.load is None:
-            parser.error("--%s needs --load, the checkpoint to start from" % flag)
-    if (args.eval or args.train) and args.data_dir is None:
-        parser.error("--data_dir is missing: name an ILSVRC12 tree, with train/, val/ and caffe_ilsvrc12/")
-    if (args.eval or args.predict) and args.load is None:
-        args.load = PUBLISHED_CHECKPOINT
-
-
-def check_combinations(args, parser):
-    """Reports flags that do not go together."""
-    if args.gpu is not None and not all(part.strip().isdigit() for part in args.gpu.split(',')):
-        parser.error("argument --gpu: '%s' is not a list of GPU numbers, such as 0 or 0,1" % args.gpu)
-    if args.towers is not None and (args.gpu is not None or args.trainer == 'horovod'):
-        parser.error("--towers is for one machine's CPU: leave out %s" % ('--gpu' if args.gpu is not None else '--trainer horovod'))
-    if args.json is not None and not (args.eval or args.predict):
-        parser.error("--json goes with --eval and --predict")
-    for flag in ('save_logits', 'cache'):
-        if getattr(args, flag) is not None and not args.eval:
-            parser.error("--%s goes with --eval" % flag)
-    if args.engine == 'tflite' and args.gpu is not None:
-        parser.error("--engine tflite computes on the CPU: leave out --gpu")
-    if args.json is not None and args.save_logits is not None and os.path.realpath(args.json) == os.path.realpath(args.save_logits):
-        parser.error("--json and --save_logits name the same file")
 
 
 # ----------------------------------------------------------------------------------------------------------- the network
 
-def build_model(args, num_classes, recorded):
-    """GhostNet as the flags say, or of the variant that is `recorded` with --load."""
-    from ghostnet import CODE_LENGTH, GhostNet, known_variant
-    if args.load is not None and args.variant not in (None, recorded):
-        raise InputError("the checkpoint %s is one of the variant '%s': leave --variant out" % (args.load, recorded))
+def build_model(args, num_classes, source=None):
+    """GhostNet as the flags say, and where they do not, as `source` was made, a Description or CheckpointRestore."""
+    from checkpoints import PUBLISHED
+    from ghostnet import CODE_LENGTH, GhostNet, infer_architecture, known_variant
+    recorded = PUBLISHED if source is None else source.record.variant
+    if source is not None and args.variant not in (None, recorded):
+        raise InputError("the checkpoint %s is one of the variant '%s': leave --variant out" % (source.path, recorded))
     for flag in ('dw_code_str', 'ratio_code_str'):
         given = getattr(args, flag)
         if given and len(given) < CODE_LENGTH:
             print("--%s has %d entries; as published, under %d the default is used instead" % (flag, len(given), CODE_LENGTH))
-    return GhostNet(num_classes, args.dw_code_str, args.ratio_code_str, args.se, args.data_format, args.width_ratio, args.lr,
-                    args.weight_decay, args.dropout_keep_prob, args.label_smoothing, args.freeze_bn,
-                    known_variant(args.variant or recorded))
+    variant = known_variant(args.variant or recorded)
+    made_with = (source and infer_architecture(source.shapes, variant)) or {
+        'width': 1.0, 'se': 3, 'dw_code': None, 'ratio_code': None}
+
+    def chosen(flag, name):
+        return made_with[name] if getattr(args, flag) is None else getattr(args, flag)
+    return GhostNet(num_classes, chosen('dw_code_str', 'dw_code'), chosen('ratio_code_str', 'ratio_code'), chosen('se', 'se'),
+                    args.data_format, chosen('width_ratio', 'width'), args.lr, args.weight_decay, args.dropout_keep_prob,
+                    args.label_smoothing, args.freeze_bn, variant)
+
+
+def tree_of(args, source=None):
+    """The tree in --data_dir. Raises InputError if its classes, or what is split off, are not those that `source` records."""
+    recorded = source and source.record.val_share
+    if recorded and args.val_share not in (None, recorded):
+        raise InputError("--val_share is %g, and the checkpoint %s was trained with %g: its training pictures would be among "
+                         "those of the validation; leave the flag out" % (args.val_share, source.path, recorded))
+    tree = open_tree(args.data_dir, args.val_share or recorded or VAL_SHARE)
+    if args.val_share is not None and tree.val_share is None:
+        raise InputError("%s is not split by --val_share, it has a validation part: leave the flag out" % args.data_dir)
+    if source is not None and source.record.classes is not None:
+        check_classes([name for name, _ in source.record.classes], [name for name, _ in tree.classes], source.path, args.data_dir)
+    return tree
+
+
+def check_classes(recorded, found, path, data_dir):
+    """Raises InputError if the names of classes that a checkpoint records are not those of a tree, in this order."""
+    for label, (theirs, ours) in enumerate(zip(recorded, found)):
+        if theirs != ours:
+            raise InputError("the checkpoint %s is of other classes than %s: label %d is '%s' in the checkpoint and '%s' in the "
+                             "tree" % (path, data_dir, label, theirs, ours))
+    if len(recorded) != len(found):
+        raise InputError("the checkpoint %s is of %d classes, and %s has %d: '%s' is only in the %s" % (
+            path, len(recorded), data_dir, len(found), max(recorded, found, key=len)[min(len(recorded), len(found))],
+            'checkpoint' if len(recorded) > len(found) else 'tree'))
 
 
 def flags_to_change(model, restore, finetune):
@@ -219,28 +106,29 @@ def run_eval(args):
     import numpy as np
 
     from checkpoints import CheckpointRestore
-    from dataset import read_images, read_list, read_synsets
     from evaluation.image_cache import cached
     from evaluation.report import eval_record, hint_at_chance, print_errors
 
     for path in (args.json, args.save_logits):
         if path is not None:
             check_writable(path)
-    files, labels = zip(*read_list(args.data_dir, 'val'))
-    images, reader = read_images(args.data_dir, 'val'), picture_reader(args)
+    restore = CheckpointRestore(args.load)
+    tree = tree_of(args, restore)
+    images, reader = tree.images('val'), picture_reader(args)
+    if tree.val_share is not None:
+        print("the validation part, %g of each class: %d pictures" % (tree.val_share, len(images)))
     with contextlib.ExitStack() as stack:    # the cache gets its name in the end, when the result is out
         read = None
         if args.cache is not None:
             read = stack.enter_context(cached(args.cache, args.data_dir, images, reader))
-        restore = CheckpointRestore(args.load)
-        model = build_model(args, len(read_synsets(args.data_dir)), restore.variant)
+        model = build_model(args, len(tree.classes), restore)
         result, engine = computed(args, model, restore, images, reader, read, args.save_logits is not None)
         count = int(result['kept'].sum())
         print_errors(result, count, engine.name, len(reader.left_out))
         if args.save_logits is not None:
             with atomic_write(args.save_logits) as f:
-                np.savez(f, logits=result['logits'], labels=np.array(labels)[result['kept']],
-                         files=np.array(files)[result['kept']])
+                np.savez(f, logits=result['logits'], labels=np.array([label for _, label in images])[result['kept']],
+                         files=np.array(tree.files('val'))[result['kept']])
         if args.json is not None:
             write_json(args.json, eval_record(result, count, engine.name, reader.left_out))
     hint_at_chance(result['wrong_top1'], count, model.num_classes)
@@ -266,7 +154,7 @@ def computed(args, model, restore, images, reader, read=None, keep_logits=True):
 
 def run_predict(args):
     from checkpoints import CheckpointRestore
-    from dataset import find_images, read_words
+    from dataset import find_images
     from evaluation.report import most_probable, print_predictions
     from ghostnet import infer_architecture
 
@@ -274,69 +162,86 @@ def run_predict(args):
         check_writable(args.json)
     files = find_images(args.predict)
     restore = CheckpointRestore(args.load)
-    if args.data_dir is not None:
-        classes = read_words(args.data_dir)
-    else:
-        made_with = infer_architecture(restore.shapes, restore.variant)
-        classes = [('', '')] * (made_with['num_classes'] if made_with else 1000)
-    model = build_model(args, len(classes), restore.variant)
-    reader = picture_reader(args)
+    classes = restore.record.classes if args.data_dir is None else tree_of(args, restore).classes
+    made_with = infer_architecture(restore.shapes, restore.variant) or {'num_classes': 1000}
+    model, reader = build_model(args, len(classes or ()) or made_with['num_classes'], restore), picture_reader(args)
     result, _ = computed(args, model, restore, [[file, 0] for file in files], reader)
     predictions = [{'file': file, 'classes': most_probable(row, classes, args.topk)}
                    for file, row in zip((file for file, keep in zip(files, result['kept']) if keep), result['logits'])]
     if args.json is not None:
         write_json(args.json, predictions)
-    print_predictions(predictions, args.data_dir is not None)
+    print_predictions(predictions, classes)
     if reader.left_out:
         print("%d broken pictures were left out" % len(reader.left_out))
 
 
 def run_train(args):
-    from checkpoints import UNRECORDED
-    from dataset import read_images, read_synsets
+    from checkpoints import Record
+    from dataset import warn_of_duplicates
+    from imagenet_utils import balanced_weights
     from training.train import Data, Run, train
     from training.workers import HorovodWorkers, OneWorker
-    data = Data(read_images(args.data_dir, 'train'), read_images(args.data_dir, 'val'), smallest_area(args.width_ratio),
-                picture_reader(args))
-    model = build_model(args, len(read_synsets(args.data_dir)), variant_to_train(args))
-    options = {'--' + flag: getattr(args, flag) for flag in (
-        'batch', 'dropout_keep_prob', 'dw_code_str', 'epochs', 'freeze_bn', 'label_smoothing', 'lr', 'ratio_code_str', 'se',
-        'weight_decay', 'width_ratio')}
-    options.update({'--variant': model.variant, 'number of classes': model.num_classes,
-                    'number of training images': len(data.train)})
+    source = source_to_train(args)
+    tree = tree_of(args, None if args.finetune and not args.resume else source)
+    model = build_model(args, len(tree.classes), source)
+    data = Data(tree.images('train'), tree.images('val'), smallest_area(model.width), picture_reader(args))
+    warn_of_duplicates(data.train, data.val)
+    if args.class_weights:
+        model.class_weights = balanced_weights([label for _, label in data.train], model.num_classes)
+    workers = HorovodWorkers() if args.trainer == 'horovod' else OneWorker()
+    gpus, towers = len(args.gpu.split(',')) if args.gpu else 0, args.towers or 1
+    batch = args.batch or default_batch(args, len(data.train), max(workers.size, gpus, towers))
     with mismatch_explained(model, args.finetune):
         train(model, data, Run(
-            args.log_dir, args.batch, args.epochs, seed=args.seed, record=UNRECORDED._replace(variant=model.variant),
-            options=options, load=args.load, finetune=args.finetune,
-            resume=args.resume, gpus=len(args.gpu.split(',')) if args.gpu else 0, towers=args.towers or 1,
-            workers=HorovodWorkers() if args.trainer == 'horovod' else OneWorker()))
+            args.log_dir, batch, args.epochs, seed=args.seed, record=Record(model.variant, tree.classes, tree.val_share),
+            options=run_options(args, model, len(data.train), batch, tree.val_share), load=args.load, finetune=args.finetune,
+            patience=args.patience, resume=args.resume, gpus=gpus, towers=towers, workers=workers))
 
 
-def variant_to_train(args):
-    """The variant of the network that --load is of, or the published one."""
-    from checkpoints import PUBLISHED, recorded
-    if args.load is None:
-        return PUBLISHED
-    try:
-        return recorded(args.load).variant
-    except InputError:
-        if not args.resume:    # a run that continues does not need it any more; --variant is compared with what it recorded
-            raise
-        return args.variant or PUBLISHED
+def source_to_train(args):
+    """The Description of what a run begins with: the last checkpoint of the one that is resumed, or --load; None for nothing."""
+    from checkpoints import describe
+    from training.run_folder import saved_steps
+    steps = saved_steps(args.log_dir, 'model') if args.resume and os.path.isdir(args.log_dir) else []
+    for step in reversed(steps):
+        with contextlib.suppress(InputError):    # it is damaged: the one before
+            return describe(os.path.join(args.log_dir, 'model-%d' % step))
+    return None if args.load is None else describe(args.load)
+
+
+def default_batch(args, images, shares):
+    """Images a step where --batch does not say: the default, or as many as there are, for small sets, in equal shares."""
+    default = (FINETUNE if args.finetune else RECIPE).batch
+    batch = min(default, images // shares * shares)
+    if batch < default:
+        print("%d training images: --batch %d, in place of %d" % (images, batch, default))
+    return max(batch, 1)
+
+
+def run_options(args, model, images, batch, val_share):
+    """What a run depends on besides its seed, {name: value}: it can be resumed only with the same."""
+    options = {'--' + flag: getattr(args, flag) for flag in (
+        'dropout_keep_prob', 'epochs', 'freeze_bn', 'label_smoothing', 'lr', 'weight_decay')}
+    options.update({'--batch': batch, '--variant': model.variant, '--width_ratio': model.width, '--se': model.se,
+                    'number of classes': model.num_classes, 'number of training images': images})
+    for name, code, default in ('--dw_code_str', model.dw_code, 3), ('--ratio_code_str', model.ratio_code, 2):
+        options[name] = None if set(code) == {default} else code
+    added = {'--class_weights': args.class_weights, '--patience': args.patience, '--val_share': val_share}    # older runs lack them
+    options.update({name: value for name, value in added.items() if value is not None})
+    return options
 
 
 def print_schedule(args):
     import tabulate
-
-    from dataset import read_list
-    images = IMAGENET_IMAGES if args.data_dir is None else len(read_list(args.data_dir, 'train'))
-    steps = steps_per_epoch(images, args.batch)
-    print("%d images, %d a step: %d steps an epoch, %d in all" % (images, args.batch, steps, steps * args.epochs))
+    images = IMAGENET_IMAGES if args.data_dir is None else len(tree_of(args).files('train'))
+    batch = args.batch or (FINETUNE if args.finetune else RECIPE).batch
+    steps = steps_per_epoch(images, batch)
+    print("%d images, %d a step: %d steps an epoch, %d in all" % (images, batch, steps, steps * args.epochs))
     rows = []
     for epoch in range(args.epochs):
         row = [epoch + 1]
         for step in (epoch * steps, (epoch + 1) * steps - 1):
-            row += [step, '%.6g' % learning_rate(step, steps, args.epochs, args.lr, args.batch)]
+            row += [step, '%.6g' % learning_rate(step, steps, args.epochs, args.lr, batch)]
         rows.append(row)
     print(tabulate.tabulate(rows, headers=('epoch', 'first step', 'learning rate', 'last step', 'learning rate'),
                             disable_numparse=True, colalign=('right',) * 5))
@@ -345,16 +250,18 @@ def print_schedule(args):
 def print_costs(args):
     import tabulate
 
-    from checkpoints import PUBLISHED, recorded
-    from dataset import read_synsets
-    from ghostnet import layer_costs
-    classes = 1000 if args.data_dir is None else len(read_synsets(args.data_dir))
-    costs = layer_costs(build_model(args, classes, PUBLISHED if args.load is None else recorded(args.load).variant))
+    from checkpoints import describe
+    from ghostnet import infer_architecture, layer_costs
+    source = None if args.load is None else describe(args.load)
+    made_with = (source and infer_architecture(source.shapes, source.record.variant)) or {'num_classes': 1000}
+    classes = made_with['num_classes'] if args.data_dir is None else len(tree_of(args, source).classes)
+    model = build_model(args, classes, source)
+    costs = layer_costs(model)
     costs.append(('total', sum(cost[1] for cost in costs), sum(cost[2] for cost in costs)))
     rows = [(name, "%.2f M" % (multiply_adds / 1e6), "{:,}".format(parameters)) for name, multiply_adds, parameters in costs]
     rows[-1] = ('total', "%.1f M" % (costs[-1][1] / 1e6), rows[-1][2])
-    if args.width_ratio in PAPER:
-        rows.append(('paper, width %g' % args.width_ratio,) + tuple("%s M" % value for value in PAPER[args.width_ratio]))
+    if model.width in PAPER:
+        rows.append(('paper, width %g' % model.width,) + tuple("%s M" % value for value in PAPER[model.width]))
     print(tabulate.tabulate(rows, headers=('layer group', 'multiply-adds', 'parameters'), colalign=('left', 'right', 'right'),
                             disable_numparse=True))
 
@@ -378,4 +285,4 @@ def main(args):
 
 
 if __name__ == '__main__':
-    run(main, parse_args(), 'main.py')
+    run(main, parse_args(__doc__), 'main.py')

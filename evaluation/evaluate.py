@@ -10,7 +10,7 @@ from tensorpack.utils.utils import get_tqdm
 
 from augmentation import kept_images
 from command_line import InputError, progress_options
-from imagenet_utils import in_order, layout_explained
+from imagenet_utils import in_order, layout_explained, tops
 from pictures import read_image
 
 
@@ -36,8 +36,8 @@ def evaluate(engine, model, images, batch, jobs, read=None, keep_logits=True):
         read: function from (first, last + 1) to what ``kept_images`` returns for these. By default their files are read.
         keep_logits (bool): whether logits are wanted; they take memory.
     Returns:
-        dict: ``wrong_top1`` and ``wrong_top5`` (counts), ``seconds``, ``kept``, bool (images,), which of them were not left out,
-        and ``logits``, float32 (N, classes), of these, in order.
+        dict: ``wrong_top1`` and ``wrong_top5`` (counts; the latter None for fewer than six classes), ``seconds``, ``kept``, bool
+        (images,), which of them were not left out, and ``logits``, float32 (N, classes), of these, in order.
     Raises:
         InputError: an image cannot be read, all are left out, or logits are not finite.
     """
@@ -67,7 +67,8 @@ def evaluate(engine, model, images, batch, jobs, read=None, keep_logits=True):
     kept = np.concatenate(all_kept)
     if not kept.any():
         raise InputError("all %d pictures are left out: none of them can be used" % len(images))
-    result = {'wrong_top1': wrong_top1, 'wrong_top5': wrong_top5, 'seconds': time.time() - start, 'kept': kept}
+    result = {'wrong_top1': wrong_top1, 'wrong_top5': wrong_top5 if 5 in tops(model.num_classes) else None,
+              'seconds': time.time() - start, 'kept': kept}
     return dict(result, logits=np.concatenate(found)) if keep_logits else result
 
 

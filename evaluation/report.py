@@ -15,8 +15,11 @@ from command_line import warn
 def print_errors(result, count, engine, left_out):
     wrong_top1, wrong_top5, seconds = result['wrong_top1'], result['wrong_top5'], result['seconds']
     print("Top1 Error: %.6g" % (wrong_top1 / count))
-    print("Top5 Error: %.6g" % (wrong_top5 / count))
-    print("%d images, of which wrong: %d by top-1, %d by top-5" % (count, wrong_top1, wrong_top5))
+    if wrong_top5 is None:    # of five classes or fewer, it would be 0
+        print("%d images, of which wrong: %d by top-1" % (count, wrong_top1))
+    else:
+        print("Top5 Error: %.6g" % (wrong_top5 / count))
+        print("%d images, of which wrong: %d by top-1, %d by top-5" % (count, wrong_top1, wrong_top5))
     if left_out:
         print("%d broken images were left out and are not in this result" % left_out)
     print("%.1f images/s, %.1f seconds used, engine %s" % (count / seconds, seconds, engine))
@@ -25,7 +28,8 @@ def print_errors(result, count, engine, left_out):
 def eval_record(result, count, engine, left_out):
     """What --json gets of an evaluation."""
     return {'images': count, 'wrong_top1': result['wrong_top1'], 'wrong_top5': result['wrong_top5'],
-            'top1_error': result['wrong_top1'] / count, 'top5_error': result['wrong_top5'] / count, 'engine': engine,
+            'top1_error': result['wrong_top1'] / count,
+            'top5_error': None if result['wrong_top5'] is None else result['wrong_top5'] / count, 'engine': engine,
             'left_out': [{'file': path, 'reason': reason} for path, reason in sorted(left_out.items())],
             'seconds': result['seconds'], 'images_per_second': count / result['seconds'], 'python': platform.python_version(),
             'tensorflow': TENSORFLOW_VERSION, 'tensorpack': tensorpack.__version__, 'opencv': cv2.__version__}
@@ -40,17 +44,29 @@ def hint_at_chance(wrong_top1, count, classes):
 
 
 def most_probable(logits, classes, count):
-    """The `count` most probable classes, from logits (classes,): [{'label', 'synset', 'words', 'probability'}, ...]."""
+    """The `count` most probable classes, from logits (classes,): [{'label', 'class', 'probability'}, ...].
+
+    Of `classes`, [(name, words), ...], or None if they have no names. Where they have words, 'synset' and 'words' are in place of
+    'class'.
+    """
     probabilities = np.exp(logits.astype('float64') - logits.max())
     probabilities /= probabilities.sum()
-    return [{'label': int(label), 'synset': classes[label][0], 'words': classes[label][1], 'probability': probabilities[label]}
+    columns = named_columns(classes)[1:]
+    return [dict(zip(columns, classes[label] if columns else ()), label=int(label), probability=probabilities[label])
             for label in np.argsort(-probabilities, kind='stable')[:count]]
 
 
-def print_predictions(predictions, named):
-    """A table of predictions, with the names of the classes if they are `named`."""
-    columns = ('label', 'synset', 'words') if named else ('label',)
+def named_columns(classes):
+    """What is said of a class: its label, and the names that `classes` have."""
+    if classes is None:
+        return ['label']
+    return ['label', 'synset', 'words'] if any(words for _, words in classes) else ['label', 'class']
+
+
+def print_predictions(predictions, classes):
+    """A table of predictions, with the names of the classes if they are not None."""
+    columns = named_columns(classes)
     rows = [('' if rank else entry['file'], '%.4f' % found['probability']) + tuple(found[column] for column in columns)
             for entry in predictions for rank, found in enumerate(entry['classes'])]
-    print(tabulate.tabulate(rows, headers=('picture', 'probability') + columns, disable_numparse=True,
+    print(tabulate.tabulate(rows, headers=['picture', 'probability'] + columns, disable_numparse=True,
                             colalign=('left', 'right', 'right', 'left', 'left')[:2 + len(columns)]))

@@ -11,7 +11,7 @@ from tensorflow.python.ops import gen_io_ops
 
 import checkpoint_index
 from checkpoint_index import MOST_ENTRIES, check_checkpoint, uncompressed
-from checkpoints import read_checkpoint, recorded
+from checkpoints import describe, read_checkpoint
 from command_line import InputError
 from conftest import ROOT, SHARED, refused
 
@@ -233,7 +233,7 @@ def test_a_variant_that_is_no_text_is_refused(tmp_path, value, shape, dtype):
     checked = length + masked(crc(length)) + value if dtype == STRING else value
     prefix = written(tmp_path, table([HEAD, (b'variant', entry(dtype, shape, len(data), checked))]), data)
     with pytest.raises(InputError, match='at variant, which is no record of that'):
-        recorded(prefix)
+        describe(prefix)
 
 
 def test_tensors_that_tensorflow_passes_over_are_missed(tmp_path):

@@ -11,7 +11,7 @@ from tf_compat import tf
 import numpy as np
 import pytest
 
-from checkpoints import MODEL_VARIABLE, CheckpointMismatch, CheckpointRestore, Record, recorded, save_checkpoint, save_values
+from checkpoints import MODEL_VARIABLE, CheckpointMismatch, CheckpointRestore, Record, describe, save_checkpoint, save_values
 from command_line import InputError
 from conftest import ROOT, small_disk
 
@@ -185,7 +185,7 @@ RECORD = Record('pytorch', [(os.fsdecode(b'caf\xe9'), ''), ('red cars', 'autos, 
 def test_records_of_a_checkpoint_come_back(tmp_path, record):
     save_values({'a/W': np.ones(3, 'float32')}, str(tmp_path / 'ck'), record)
     restore = CheckpointRestore(str(tmp_path / 'ck'))
-    assert restore.record == record == recorded(str(tmp_path / 'ck')) and list(restore.values) == ['a/W']
+    assert restore.record == record == describe(str(tmp_path / 'ck')).record and list(restore.values) == ['a/W']
 
 
 @pytest.mark.parametrize('name, value', [
@@ -193,7 +193,7 @@ def test_records_of_a_checkpoint_come_back(tmp_path, record):
     ('classes', lambda: tf.constant([['a', ''], ['a', '']])), ('val_share', lambda: tf.constant('much'))])
 def test_damaged_records_are_refused(tmp_path, name, value):
     with pytest.raises(InputError, match='ck cannot be read at %s, which is no record of that' % name):
-        recorded(saved_variables(tmp_path, {'a/W': np.float32([1]), name: value}))
+        describe(saved_variables(tmp_path, {'a/W': np.float32([1]), name: value}))
 
 
 # ----------------------------------------------------------------------------------------------------------- saved, or not at all

@@ -13,9 +13,9 @@ from tensorpack.utils.utils import get_tqdm
 
 from checkpoints import MODEL_VARIABLE, record_variables, save_checkpoint
 from command_line import InputError
-from imagenet_utils import eval_dataflow
+from imagenet_utils import eval_dataflow, tops
 from training.inputs import KeepError, RoundInput
-from training.run_folder import remove_checkpoints, saved_steps
+from training.run_folder import lowest_error, patience_is_over, remove_checkpoints, saved_steps
 
 KEPT = 10    # checkpoints to resume from, as many as Tensorpack's ModelSaver keeps
 
@@ -99,13 +99,15 @@ class EpochMeans(Callback):
 
 
 class Guard(Callback):
-    """Ends the training after the step in which the loss was not finite, or SIGINT or SIGTERM came; the second one kills.
+    """Ends the training after the step in which the loss was not finite, or SIGINT or SIGTERM came; the second one kills. Or where
+    worker 0 has set `enough`.
 
     All workers end after the same step, whichever of them it concerns.
     """
 
     _chief_only = False
     signum = diverged = None
+    enough = False
     before = ()
 
     def __init__(self, workers):
@@ -117,8 +119,8 @@ class Guard(Callback):
 
     def _setup_graph(self):
         cost = tf.add_n([tf.reduce_sum(tower['cost']) for tower in self.trainer.tower_func.towers.training()])
-        self.stop_asked = tf.placeholder(tf.float32, [], 'stop-asked')
-        self.sums = self.workers.sum(tf.stack([cost, self.stop_asked]), 'guard')
+        self.asked = tf.placeholder(tf.float32, [2], 'stop-asked')
+        self.sums = self.workers.sum(tf.concat([[cost], self.asked], 0), 'guard')
 
     def _before_train(self):
         self.before = [(signum, signal.signal(signum, self.handle)) for signum in (signal.SIGINT, signal.SIGTERM)]
@@ -128,15 +130,16 @@ class Guard(Callback):
             signal.signal(signum, handler)
 
     def _before_run(self, _):
-        return tf.train.SessionRunArgs(self.sums, {self.stop_asked: float(self.signum is not None)})
+        return tf.train.SessionRunArgs(self.sums, {self.asked: [self.signum is not None, self.enough]})
 
     def _after_run(self, _, values):
-        self.cost, self.stopping = values.results
+        self.cost, self.stopping, enough = values.results
+        self.enough = enough > 0
 
     def _trigger_step(self):
         if not np.isfinite(self.cost):
             self.diverged = self.global_step
-        if self.diverged is not None or self.stopping:
+        if self.diverged is not None or self.stopping or self.enough:
             raise StopTraining("step %d" % self.global_step)
 
 
@@ -154,11 +157,11 @@ class StopHook(tf.train.SessionRunHook):
 class Validation(DataParallelInferenceRunner):
     """Top-1 and top-5 error of the validation images, on all towers."""
 
-    def __init__(self, data, towers, dtypes, guard):
+    def __init__(self, data, num_classes, towers, dtypes, guard):
         self.data, self.guard = KeepError(eval_dataflow(data.val, 32, data.reader)), guard
         super(Validation, self).__init__(
             RoundInput(self.data, queue=tf.FIFOQueue(4, dtypes)),
-            [ClassificationError('wrong-top1', 'val-error-top1'), ClassificationError('wrong-top5', 'val-error-top5')], towers)
+            [ClassificationError('wrong-top%d' % k, 'val-error-top%d' % k) for k in tops(num_classes)], towers)
 
     def _before_train(self):
         if self.guard.workers.size == 1:    # else the others would wait for this worker
@@ -172,7 +175,8 @@ class Validation(DataParallelInferenceRunner):
 
 
 class Checkpoints(MonitorBase):
-    """Saves a checkpoint to resume from after each epoch, and the weights of the lowest validation error.
+    """Saves a checkpoint to resume from after each epoch, and the weights of the lowest validation error. Ends the
+    training, by `guard`, after `patience` epochs without a lower one, unless that is None.
 
     A monitor because these come last: when a checkpoint appears, stats.json knows its epoch.
     """
@@ -180,8 +184,9 @@ class Checkpoints(MonitorBase):
     _chief_only = True
     error = None
 
-    def __init__(self, folder, lowest, record):
-        self.folder, self.lowest, self.record = folder, lowest, record
+    def __init__(self, folder, record, patience, guard):
+        self.folder, self.record, self.patience, self.guard = folder, record, patience, guard
+        self.lowest = lowest_error(folder)
 
     def _setup_graph(self):
         variables, record = tf.global_variables(), record_variables(self.record)
@@ -201,6 +206,7 @@ class Checkpoints(MonitorBase):
                 self.lowest = wrong
                 save_checkpoint(session, self.weights, os.path.join(self.folder, 'best-%d' % self.global_step))
                 remove_checkpoints(self.folder, 'best', saved_steps(self.folder, 'best')[:-1])
+            self.guard.enough = patience_is_over(self.folder, self.patience)
         except InputError as error:
             self.error = error
             raise StopTraining("checkpoint")

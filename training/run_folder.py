@@ -8,6 +8,7 @@ import collections
 import contextlib
 import glob
 import json
+import math
 import os
 import re
 
@@ -56,6 +57,18 @@ def read_stats(folder):
             return [entry for entry in json.load(f) if 'val-error-top1' in entry]
     except (ValueError, TypeError) as error:
         raise InputError("cannot read %s (%s): name another --log_dir" % (path, error))
+
+
+def lowest_error(folder):
+    """The validation error of the checkpoint ``best-<step>`` in a folder, infinite if there is none."""
+    best = saved_steps(folder, 'best')
+    return min([entry['val-error-top1'] for entry in read_stats(folder) if entry['global_step'] in best] + [math.inf])
+
+
+def patience_is_over(folder, patience):
+    """Whether the validation error has not become lower in the last `patience` epochs; never if that is None."""
+    errors = [entry['val-error-top1'] for entry in read_stats(folder)]
+    return patience is not None and len(errors) > patience and len(errors) - errors.index(min(errors)) > patience
 
 
 @contextlib.contextmanager

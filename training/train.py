@@ -2,7 +2,6 @@
 import collections
 import contextlib
 import logging
-import math
 import os
 import signal
 
@@ -15,19 +14,19 @@ from tensorpack.utils import logger
 
 from checkpoints import ALL_BUT_LAST_LAYER, MODEL_VARIABLE, UNRECORDED, CheckpointRestore
 from command_line import InputError, Stopped, cores, quiet_tensorpack
-from imagenet_utils import MEASURED, ShuffledImages, layout_explained, session_creator, train_dataflow
+from imagenet_utils import ShuffledImages, layout_explained, measured, session_creator, train_dataflow
 from recipe import learning_rate, steps_per_epoch
 from training.callbacks import Checkpoints, EpochMeans, Guard, LearningRate, Progress, Validation, not_finite
 from training.curves import draw_curves
 from training.inputs import KeepError, SplitInput
-from training.run_folder import locked, open_run, read_stats, save_again, saved_steps
+from training.run_folder import locked, open_run, patience_is_over, save_again, saved_steps
 from training.workers import OneWorker
 
 # Images to train on and to validate on, both [[path, label], ...], the smallest share of an image that a crop may have, and the
 # PictureReader.
 Data = collections.namedtuple('Data', 'train val smallest_area reader')
-Start = collections.namedtuple('Start', 'step restore seed')                        # where a run begins
-Outcome = collections.namedtuple('Outcome', 'step diverged signum errors')          # how its training ended
+Start = collections.namedtuple('Start', 'step restore seed enough')                 # where a run begins, if patience is not over
+Outcome = collections.namedtuple('Outcome', 'step diverged signum errors enough')   # how its training ended
 
 
 class Run:
@@ -41,6 +40,7 @@ class Run:
         record (Record): what its checkpoints record.
         options (dict): what else the run depends on, {name: value}: it can be resumed only with the same.
         load (str): checkpoint to start from; with `finetune`, all but its last layer.
+        patience (int): end after so many epochs without a lower validation error, with the weights of that; None for never.
         resume (bool): continue after the last checkpoint in the folder, if there is one.
         gpus (int): GPUs to train on; 0 for the device that TensorFlow picks, or for
         towers (int): as many replicas on the CPU.
@@ -48,9 +48,9 @@ class Run:
     """
 
     def __init__(self, folder, batch, epochs, seed=None, record=UNRECORDED, options=(), load=None,
-                 finetune=False, resume=False, gpus=0, towers=1, workers=None):
+                 finetune=False, patience=None, resume=False, gpus=0, towers=1, workers=None):
         self.folder, self.batch, self.epochs, self.seed, self.options = folder, batch, epochs, seed, dict(options)
-        self.record = record
+        self.record, self.patience = record, patience
         self.load, self.finetune, self.resume = load, finetune, resume
         self.workers = workers or OneWorker()
         self.gpus, self.towers = gpus, max(gpus, towers) if self.workers.has_towers else 1
@@ -76,8 +76,8 @@ def train(model, data, run):
         start = agree_on_start(run, stack)
         if start.step:
             logger.info("Continuing after epoch %d, step %d", start.step // steps, start.step)
-        outcome = Outcome(start.step, None, None, [])
-        if start.step < steps * run.epochs:
+        outcome = Outcome(start.step, None, None, [], start.enough)
+        if start.step < steps * run.epochs and not start.enough:
             stack.enter_context(logging_errors_hidden())
             outcome = fit(model, data, run, start, steps)
         try:
@@ -101,11 +101,12 @@ def check_devices(run):
 
 def agree_on_start(run, stack):
     """Where the run begins, a Start: worker 0 opens the folder, until `stack` is closed, and the others learn of it."""
-    start, refusal = Start(0, None, None), None
+    start, refusal = Start(0, None, None, False), None
     if run.chief:
         try:
             stack.enter_context(locked(run.folder))
-            start = Start(*open_run(run.folder, run.options, run.seed, run.resume))
+            start = Start(*open_run(run.folder, run.options, run.seed, run.resume),
+                          enough=patience_is_over(run.folder, run.patience))
             stack.enter_context(logging_to(run.folder))
             if start.step == 0 and run.load is not None:
                 start = start._replace(restore=restore_for_start(run))
@@ -113,12 +114,12 @@ def agree_on_start(run, stack):
             refusal = error
     else:
         quiet_tensorpack()
-    step, seed, refused = run.workers.broadcast((start.step, start.seed, refusal is not None))
+    step, seed, enough, refused = run.workers.broadcast((start.step, start.seed, start.enough, refusal is not None))
     if refusal is not None:
         raise refusal
     if refused:
         wait_for_chief_to_end(run.workers)
-    return start._replace(step=step, seed=seed)
+    return start._replace(step=step, seed=seed, enough=enough)
 
 
 def restore_for_start(run):
@@ -149,7 +150,8 @@ def fit(model, data, run, start, steps):
         callbacks = [LearningRate(lambda step: learning_rate(step, steps, run.epochs, model.lr, run.batch)), guard]
         monitors, watched = [], []
         if run.chief:
-            validation, checkpoints = Validation(data, run.towers, dtypes, guard), chief_checkpoints(run)
+            validation = Validation(data, model.num_classes, run.towers, dtypes, guard)
+            checkpoints = Checkpoints(run.folder, run.record, run.patience, guard)
             callbacks.append(validation)
             monitors, watched = DEFAULT_MONITORS() + [checkpoints], [validation.data, checkpoints]
         trainer = workers.trainer(run.gpus, run.towers)
@@ -161,7 +163,8 @@ def fit(model, data, run, start, steps):
                 model=model, data=StagingInput(source) if isinstance(trainer, SyncMultiGPUTrainerReplicated) else source,
                 callbacks=callbacks, monitors=monitors,
                 extra_callbacks=[
-                    EpochMeans(MEASURED), Progress(run.batch), EstimatedTimeLeft(), MergeAllSummaries(), RunUpdateOps()],
+                    EpochMeans(measured(model.num_classes)), Progress(run.batch), EstimatedTimeLeft(), MergeAllSummaries(),
+                    RunUpdateOps()],
                 session_init=start.restore, session_creator=session_creator(threads),
                 steps_per_epoch=steps, starting_epoch=start.step // steps + 1, max_epoch=run.epochs), trainer)
     if trainer.global_step < steps * run.epochs:    # else what was read ahead of the end does not matter
@@ -169,14 +172,7 @@ def fit(model, data, run, start, steps):
     if data.reader.left_out:
         logger.warning("%d broken pictures were left out; others took their places in training", len(data.reader.left_out))
     errors = [part.error for part in watched if part.error is not None]
-    return Outcome(trainer.global_step, guard.diverged, guard.signum, errors)
-
-
-def chief_checkpoints(run):
-    """The Checkpoints of a run, which know the lowest validation error so far."""
-    best = saved_steps(run.folder, 'best')
-    lowest = min([entry['val-error-top1'] for entry in read_stats(run.folder) if entry['global_step'] in best] + [math.inf])
-    return Checkpoints(run.folder, lowest, run.record)
+    return Outcome(trainer.global_step, guard.diverged, guard.signum, errors, guard.enough)
 
 
 @contextlib.contextmanager
@@ -222,10 +218,12 @@ def conclude_run(run, outcome, steps):
         raise not_finite(outcome.diverged, (outcome.diverged - 1) // steps + 1)
     if outcome.errors:
         raise outcome.errors[0]
-    finished = outcome.step == steps * run.epochs
+    finished = outcome.enough or outcome.step == steps * run.epochs
     if run.chief:
         last = os.path.join(run.folder, 'model-%d' % (steps * run.epochs))
-        finished = os.path.exists(last + '.index')
+        finished = outcome.enough or os.path.exists(last + '.index')
+        if run.patience is not None:
+            last = os.path.join(run.folder, 'best-%d' % max(saved_steps(run.folder, 'best'), default=0))
         if finished:
             save_again(last, os.path.join(run.folder, 'ghostnet_checkpoint'))
     if not finished:
