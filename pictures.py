@@ -248,3 +248,8 @@ class PictureReader:
 def read_image(path):
     """The picture at `path`: see PictureReader, of which this is 'stop'."""
     return PictureReader()(path)
+
+
+def listed(left_out):
+    """What is written of the `left_out` of a PictureReader: [{'file', 'reason'}, ...]."""
+    return [{'file': path, 'reason': reason} for path, reason in sorted(left_out.items())]

@@ -10,6 +10,7 @@ import tabulate
 import tensorpack
 
 from command_line import warn
+from pictures import listed
 
 
 def print_errors(result, count, engine, left_out):
@@ -30,7 +31,7 @@ def eval_record(result, count, engine, left_out):
     return {'images': count, 'wrong_top1': result['wrong_top1'], 'wrong_top5': result['wrong_top5'],
             'top1_error': result['wrong_top1'] / count,
             'top5_error': None if result['wrong_top5'] is None else result['wrong_top5'] / count, 'engine': engine,
-            'left_out': [{'file': path, 'reason': reason} for path, reason in sorted(left_out.items())],
+            'left_out': listed(left_out),
             'seconds': result['seconds'], 'images_per_second': count / result['seconds'], 'python': platform.python_version(),
             'tensorflow': TENSORFLOW_VERSION, 'tensorpack': tensorpack.__version__, 'opencv': cv2.__version__}
 

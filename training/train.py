@@ -13,8 +13,9 @@ from tensorpack.train import DEFAULT_MONITORS, SyncMultiGPUTrainerReplicated, Tr
 from tensorpack.utils import logger
 
 from checkpoints import ALL_BUT_LAST_LAYER, MODEL_VARIABLE, UNRECORDED, CheckpointRestore
-from command_line import InputError, Stopped, cores, quiet_tensorpack
+from command_line import InputError, Stopped, cores, quiet_tensorpack, write_json
 from imagenet_utils import ShuffledImages, layout_explained, measured, session_creator, train_dataflow
+from pictures import listed
 from recipe import learning_rate, steps_per_epoch
 from training.callbacks import Checkpoints, EpochMeans, Guard, LearningRate, Progress, Validation, not_finite
 from training.curves import draw_curves
@@ -170,7 +171,10 @@ def fit(model, data, run, start, steps):
     if trainer.global_step < steps * run.epochs:    # else what was read ahead of the end does not matter
         watched.append(dataflow)
     if data.reader.left_out:
-        logger.warning("%d broken pictures were left out; others took their places in training", len(data.reader.left_out))
+        logger.warning("%d broken pictures were left out, see left_out.json; others took their places in training",
+                       len(data.reader.left_out))
+        if run.chief:
+            write_json(os.path.join(run.folder, 'left_out.json'), listed(data.reader.left_out))
     errors = [part.error for part in watched if part.error is not None]
     return Outcome(trainer.global_step, guard.diverged, guard.signum, errors, guard.enough)
 
