@@ -10,6 +10,7 @@ if sys.version_info < (3, 6):    # before anything that such a Python cannot rea
 import argparse
 import contextlib
 import os
+from itertools import compress
 
 from command_line import (
     ROOT,
@@ -59,6 +60,7 @@ def add_data_flags(data):
                       help="pictures that are damaged: stop, skip and list them, or accept what OpenCV makes of them, as published")
     data.add_argument('--json', metavar='FILE', help="write the result of --eval or --predict there")
     data.add_argument('--save_logits', metavar='FILE.npz', help="write logits, labels and files of --eval there")
+    data.add_argument('--report', metavar='DIR', help="write report.html and report.csv of --eval there")
     data.add_argument('--log_dir', default='train_log', help="folder of the run that --train makes: checkpoints, log, curves")
     data.add_argument('--topk', type=positive(), default=5, help="--predict: so many classes of each picture")
 
@@ -156,7 +158,7 @@ def check_combinations(args, parser):
         parser.error("--towers is for one machine's CPU: leave out %s" % ('--gpu' if args.gpu is not None else '--trainer horovod'))
     if args.json is not None and not (args.eval or args.predict):
         parser.error("--json goes with --eval and --predict")
-    for flag in ('save_logits', 'cache'):
+    for flag in ('save_logits', 'cache', 'report'):
         if getattr(args, flag) is not None and not args.eval:
             parser.error("--%s goes with --eval" % flag)
     if args.engine == 'tflite' and args.gpu is not None:
@@ -219,22 +221,27 @@ def run_eval(args):
     import numpy as np
 
     from checkpoints import CheckpointRestore
-    from dataset import read_images, read_list, read_synsets
+    from dataset import read_images, read_list, read_words
     from evaluation.image_cache import cached
     from evaluation.report import eval_record, hint_at_chance, print_errors
+    from evaluation.report_page import check_report, write_report
 
     for path in (args.json, args.save_logits):
         if path is not None:
             check_writable(path)
     files, labels = zip(*read_list(args.data_dir, 'val'))
     images, reader = read_images(args.data_dir, 'val'), picture_reader(args)
+    if args.report is not None:
+        check_report(args.report)
     with contextlib.ExitStack() as stack:    # the cache gets its name in the end, when the result is out
         read = None
         if args.cache is not None:
             read = stack.enter_context(cached(args.cache, args.data_dir, images, reader))
         restore = CheckpointRestore(args.load)
-        model = build_model(args, len(read_synsets(args.data_dir)), restore.variant)
-        result, engine = computed(args, model, restore, images, reader, read, args.save_logits is not None)
+        classes = read_words(args.data_dir)
+        model = build_model(args, len(classes), restore.variant)
+        keep_logits = args.save_logits is not None or args.report is not None
+        result, engine = computed(args, model, restore, images, reader, read, keep_logits)
         count = int(result['kept'].sum())
         print_errors(result, count, engine.name, len(reader.left_out))
         if args.save_logits is not None:
@@ -243,6 +250,11 @@ def run_eval(args):
                          files=np.array(files)[result['kept']])
         if args.json is not None:
             write_json(args.json, eval_record(result, count, engine.name, reader.left_out))
+        if args.report is not None:
+            kept, about = result['kept'], [('Checkpoint', args.load), ('Pictures', args.data_dir),
+                                           ('Left out', '%d broken pictures' % len(reader.left_out))]
+            write_report(args.report, list(compress(files, kept)), np.array(labels)[kept], result['logits'], classes,
+                         list(compress([path for path, _ in images], kept)), reader, about)
     hint_at_chance(result['wrong_top1'], count, model.num_classes)
 
 
