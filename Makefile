@@ -59,9 +59,10 @@ test-tf1: $(VENV_TF1)/installed
 test-horovod: $(VENV_HOROVOD)/installed
 	$(VENV_HOROVOD)/bin/python -m pytest tests/training/test_horovod.py $(ARGS)
 
-# With the other libraries and runtimes; both stacks' graphs are compared with theirs.
+# With the other libraries and runtimes; both stacks' graphs are compared with theirs. Pages are opened in Debian's Chromium.
 test-interop: $(VENV_INTEROP)/installed $(VENV_TF1)/installed
-	$(VENV_INTEROP)/bin/python $(PYTEST) tests/tools/test_import_weights.py tests/tools/test_export.py tests/tools/test_bench.py $(ARGS)
+	$(VENV_INTEROP)/bin/python $(PYTEST) tests/tools/test_import_weights.py tests/tools/test_export.py tests/tools/test_bench.py \
+		tests/evaluation/test_report_browser.py $(ARGS)
 
 # Builds the era's image and runs it as its users do, the tests among them.
 test-docker: $(VENV)/installed

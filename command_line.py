@@ -220,13 +220,12 @@ def cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
-def required(module):
-    """An optional module, imported. Raises InputError if it is missing."""
+def required(module, remedy="pip install -r requirements-interop.txt, besides requirements.txt"):
+    """An optional module, imported. Raises InputError, with what to do, if it is missing."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise InputError("the package '%s' is missing: pip install -r requirements-interop.txt, besides requirements.txt"
-                         % (error.name or module).split('.')[0])
+        raise InputError("the package '%s' is missing: %s" % ((error.name or module).split('.')[0], remedy))
 
 
 def run_module(module, *args, **kwargs):

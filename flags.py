@@ -39,6 +39,7 @@ def add_data_flags(data):
                       help="pictures that are damaged: stop, skip and list them, or accept what OpenCV makes of them, as published")
     data.add_argument('--json', metavar='FILE', help="write the result of --eval or --predict there")
     data.add_argument('--save_logits', metavar='FILE.npz', help="write logits, labels and files of --eval there")
+    data.add_argument('--report', metavar='DIR', help="write report.html and report.csv of --eval there")
     data.add_argument('--log_dir', default='train_log', help="folder of the run that --train makes: checkpoints, log, curves")
     data.add_argument('--topk', type=positive(), default=5, help="--predict: so many classes of each picture")
 
@@ -148,7 +149,7 @@ def check_combinations(args, parser):
         parser.error("--towers is for one machine's CPU: leave out %s" % ('--gpu' if args.gpu is not None else '--trainer horovod'))
     if args.json is not None and not (args.eval or args.predict):
         parser.error("--json goes with --eval and --predict")
-    for flag in ('save_logits', 'cache'):
+    for flag in ('save_logits', 'cache', 'report'):
         if getattr(args, flag) is not None and not args.eval:
             parser.error("--%s goes with --eval" % flag)
     for flag in ('class_weights', 'patience'):

@@ -9,6 +9,7 @@ if sys.version_info < (3, 6):    # before anything that such a Python cannot rea
 
 import contextlib
 import os
+from itertools import compress
 
 from command_line import InputError, atomic_write, check_writable, quiet_tensorpack, run, write_json
 from dataset import VAL_SHARE, open_tree
@@ -108,10 +109,13 @@ def run_eval(args):
     from checkpoints import CheckpointRestore
     from evaluation.image_cache import cached
     from evaluation.report import eval_record, hint_at_chance, print_errors
+    from evaluation.report_page import check_report
 
     for path in (args.json, args.save_logits):
         if path is not None:
             check_writable(path)
+    if args.report is not None:
+        check_report(args.report)
     restore = CheckpointRestore(args.load)
     tree = tree_of(args, restore)
     images, reader = tree.images('val'), picture_reader(args)
@@ -122,7 +126,8 @@ def run_eval(args):
         if args.cache is not None:
             read = stack.enter_context(cached(args.cache, args.data_dir, images, reader))
         model = build_model(args, len(tree.classes), restore)
-        result, engine = computed(args, model, restore, images, reader, read, args.save_logits is not None)
+        keep_logits = args.save_logits is not None or args.report is not None
+        result, engine = computed(args, model, restore, images, reader, read, keep_logits)
         count = int(result['kept'].sum())
         print_errors(result, count, engine.name, len(reader.left_out))
         if args.save_logits is not None:
@@ -131,7 +136,20 @@ def run_eval(args):
                          files=np.array(tree.files('val'))[result['kept']])
         if args.json is not None:
             write_json(args.json, eval_record(result, count, engine.name, reader.left_out))
+        if args.report is not None:
+            report(args, tree, result, reader)
     hint_at_chance(result['wrong_top1'], count, model.num_classes)
+
+
+def report(args, tree, result, reader):
+    """Writes --report of the `result` of ``evaluate`` on the validation part of a tree."""
+    import numpy as np
+
+    from evaluation.report_page import write_report
+    kept, images = result['kept'], tree.images('val')
+    about = [('Checkpoint', args.load), ('Pictures', args.data_dir), ('Left out', '%d broken pictures' % len(reader.left_out))]
+    write_report(args.report, list(compress(tree.files('val'), kept)), np.array([label for _, label in images])[kept],
+                 result['logits'], tree.classes, [path for path, _ in compress(images, kept)], reader, about)
 
 
 def picture_reader(args):

@@ -74,8 +74,8 @@ def test_positions_are_even():
 
 def test_what_is_no_picture_is_counted_and_named(tmp_path, capsys):
     root = write(tmp_path, *numbered('a', 3) + numbered('b', 3) + [
-        'a/.hidden.jpg', '.git/c.jpg', '__MACOSX/a/._1.jpg', 'loose.jpg', ('a/._1.jpg', b'\0\5\x16\7'), ('a/Thumbs.db', b'\xd0\xcf'),
-        ('b/notes.txt', b'BMW'), ('b/empty.jpg', b'')])
+        'a/.hidden.jpg', '.git/c.jpg', '__MACOSX/a/._1.jpg', 'loose.jpg', ('a/._1.jpg', b'\0\5\x16\7'),
+        ('a/Thumbs.db', b'\xd0\xcf'), ('b/notes.txt', b'BMW'), ('b/empty.jpg', b'')])
     if hasattr(os, 'mkfifo'):
         os.mkfifo(os.path.join(root, 'b', 'pipe.jpg'))
     os.symlink('nowhere', os.path.join(root, 'b', 'link.jpg'))
@@ -119,7 +119,8 @@ def test_a_validation_part_alone_can_be_evaluated(tmp_path):
 
 TREES = {
     'empty class': (numbered('a', 3) + numbered('b', 3) + [('c/notes.txt', b'text')], "the class 'c' has no picture in .*c: put"),
-    'one picture': (numbered('a', 3) + ['b/only.jpg'], "the class 'b' cannot be split, it has one picture, .*b/only.jpg: add others"),
+    'one picture': (numbered('a', 3) + ['b/only.jpg'],
+                    "the class 'b' cannot be split, it has one picture, .*b/only.jpg: add others"),
     'class in val alone': (['train/a/1.jpg', 'train/b/1.jpg', 'val/a/1.jpg', 'val/b/1.jpg', 'val/c/1.jpg'],
                            "the class 'c' is in .*val alone: train/ must have all classes"),
     'one class': (numbered('a', 3), "has the folder of one class alone, 'a'"),

@@ -53,6 +53,7 @@ SLOW = [
     here('python -m tools.export --load models/digits_checkpoint --format tflite ghostnet.tflite', writes='ghostnet.tflite'),
     here('python main.py --eval --data_dir=<tree> --load=<checkpoint> --engine auto --cache <folder>', writes='folder/*.npy',
          prints='20 images, of which wrong: '),
+    here('python main.py --eval --data_dir=<tree> --load=<checkpoint> --report report', writes='report/report.html'),
     here('python main.py --eval --data_dir=<tree> --load=./models/ghostnet_checkpoint', prints='20 images, of which wrong: '),
     here("make eval ARGS='--data_dir <tree> --load <checkpoint>'", prints='20 images, of which wrong: '),
     here('make reproduce DATA=<tree>', prints='\nEXACT\n',    # with a checkpoint and counts that can be had
@@ -180,7 +181,7 @@ def clone(digits, tmp_path_factory):
     for room in ['.', 'data/digits', 'data/ilsvrc12', 'evaluation', 'models', 'tools', 'tools/export', 'training']:
         os.makedirs(str(root / room), exist_ok=True)
         for name in os.listdir(os.path.join(ROOT, room)):
-            if re.search('[.]py$|[.]json$|^requirements.*txt$|^Makefile$|^digits_checkpoint[.]', name):
+            if re.search('[.]py$|[.]j2$|[.]json$|^requirements.*txt$|^Makefile$|^digits_checkpoint[.]', name):
                 shutil.copyfile(os.path.join(ROOT, room, name), str(root / room / name))
     for suffix in ('.index', '.data-00000-of-00001'):    # in place of the published one
         shutil.copyfile(DIGITS_CHECKPOINT + suffix, str(root / 'models' / 'ghostnet_checkpoint') + suffix)
