@@ -12,6 +12,7 @@ import sys
 import cv2
 import pytest
 from archives import photograph, small_archives
+from shapes import SHAPES, draw
 
 from conftest import DIGITS_CHECKPOINT, ROOT
 
@@ -50,6 +51,10 @@ SLOW = [
     here('python main.py --train --data_dir data/digits --load models/digits_checkpoint --finetune --freeze_bn --lr 0.01 '
          '--batch 32 --epochs 2 --log_dir finetuned', swap=[('data/digits', 'tree'), ('--batch 32 --epochs 2', SHORT)],
          writes='finetuned/ghostnet_checkpoint.index'),
+    here('python main.py --train --data_dir flowers --load models/ghostnet_checkpoint --finetune --epochs 20 --log_dir flowers_log',
+         'python main.py --eval --data_dir flowers --load flowers_log/ghostnet_checkpoint --report report',
+         'python main.py --predict <folder> --load flowers_log/ghostnet_checkpoint', swap=[('--epochs 20', '--epochs 1')],
+         prints=SHAPES[1], writes='report/report.csv'),
     here('python -m tools.export --load models/digits_checkpoint --format tflite ghostnet.tflite', writes='ghostnet.tflite'),
     here('python main.py --eval --data_dir=<tree> --load=<checkpoint> --engine auto --cache <folder>', writes='folder/*.npy',
          prints='20 images, of which wrong: '),
@@ -102,6 +107,9 @@ ELSEWHERE = {
             "'--format', form, path, '--features', '--output_stride', 8)",
         'python -m tools.export --load models/digits_checkpoint --format all exported --int8 --data_dir data/digits':
             "'--format', 'all', tmp_path / 'all', '--int8', '--data_dir', digits)"},
+    'tests/tools/test_own_pictures.py': {
+        'python -m tools.export --load flowers_log/ghostnet_checkpoint --format all exported':
+            "'--load', checkpoint, '--format', 'all', "},
     'tests/tools/test_import_weights.py': {
         'python -m tools.import_weights --from timm <folder>/model.safetensors models/timm_checkpoint': "('--from', library, ",
         'python main.py --eval --data_dir <tree> --load models/timm_checkpoint': "run_main(*(command[2:] + ['--save_logits'",
@@ -197,6 +205,7 @@ def clone(digits, tmp_path_factory):
     for name, lines in (('train.txt', 16), ('val.txt', 20)):
         path = root / 'tree' / 'caffe_ilsvrc12' / name
         path.write_text(''.join(path.read_text().splitlines(True)[:lines]))
+    draw(root / 'flowers', 60)
     (root / 'folder').mkdir()
     cv2.imwrite(str(root / 'folder' / 'picture.jpg'), cv2.imread(os.path.join(digits, 'val', 'digits_val_00000004.png')))
     archives = small_archives(root / 'folder', 30, 2, photograph)[0]

@@ -1,0 +1,28 @@
+"""One's own pictures, from a folder to every export: the README's four commands on drawn shapes."""
+import json
+import os
+
+import pytest
+from shapes import SHAPES, draw
+
+from conftest import DIGITS_CHECKPOINT, run_main
+from tools.export.formats import FORMATS
+
+pytest.importorskip('tf2onnx', reason="needs the packages of requirements-interop.txt: make test-interop")
+
+
+@pytest.mark.slow
+def test_four_commands(tmp_path):
+    """No command gets told the network or the classes."""
+    root, log_dir, out = draw(tmp_path / 'shapes'), tmp_path / 'log', tmp_path / 'exported'
+    checkpoint = str(log_dir / 'ghostnet_checkpoint')
+    status, said, err = run_main('--train', '--data_dir', root, '--load', DIGITS_CHECKPOINT, '--finetune', '--epochs', 3, '--log_dir',
+                                 log_dir, '--seed', 1)
+    assert status == 0, err
+    status, said, err = run_main('--eval', '--data_dir', root, '--load', checkpoint, '--report', tmp_path / 'report')
+    assert status == 0 and all(name in (tmp_path / 'report' / 'report.html').read_text() for name in SHAPES), err
+    status, said, err = run_main('--predict', root, '--load', checkpoint, '--json', tmp_path / 'json')
+    assert status == 0 and len(json.loads((tmp_path / 'json').read_text())) == 200, err
+    status, said, err = run_main('--load', checkpoint, '--format', 'all', out, '--images', root, script=['-m', 'tools.export'])
+    assert status == 0 and '200 of 200' in said, (said, err)
+    assert sorted(os.listdir(str(out))) == sorted(form.file for form in FORMATS.values())
