@@ -164,8 +164,7 @@ def import_weights(library, path, out):
     save_values(values, out, UNRECORDED._replace(variant=LIBRARIES[library].variant))
     print("%s: %d tensors, width %g, %d classes, variant '%s'; for example" % (
         out, len(values), options['width'], options['num_classes'], LIBRARIES[library].variant))
-    width = '' if options['width'] == 1 else ' --width_ratio %g' % options['width']
-    print("python main.py --eval --data_dir DIR --load %s%s" % (out, width))
+    print("python main.py --eval --data_dir DIR --load " + out)
 
 
 def export_weights(library, path, out):

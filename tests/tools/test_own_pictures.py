@@ -16,8 +16,8 @@ def test_four_commands(tmp_path):
     """No command gets told the network or the classes."""
     root, log_dir, out = draw(tmp_path / 'shapes'), tmp_path / 'log', tmp_path / 'exported'
     checkpoint = str(log_dir / 'ghostnet_checkpoint')
-    status, said, err = run_main('--train', '--data_dir', root, '--load', DIGITS_CHECKPOINT, '--finetune', '--epochs', 3, '--log_dir',
-                                 log_dir, '--seed', 1)
+    status, said, err = run_main('--train', '--data_dir', root, '--load', DIGITS_CHECKPOINT, '--finetune', '--epochs', 3,
+                                 '--log_dir', log_dir, '--seed', 1)
     assert status == 0, err
     status, said, err = run_main('--eval', '--data_dir', root, '--load', checkpoint, '--report', tmp_path / 'report')
     assert status == 0 and all(name in (tmp_path / 'report' / 'report.html').read_text() for name in SHAPES), err
