@@ -58,7 +58,8 @@ def test_a_tree_of_other_classes_is_refused(shapes, digits, tmp_path):
     line = refused('--predict', os.path.join(root, 'circle', '000.jpg'), '--data_dir', other, *load)
     assert "is of 3 classes, and %s has 2: 'triangle' is only in the checkpoint" % other in line
     assert '--val_share is 0.5, and the checkpoint' in refused('--eval', '--data_dir', root, '--val_share', 0.5, *load)
-    assert 'is not split by --val_share' in refused('--eval', '--data_dir', digits, '--val_share', 0.5)
+    assert 'is not split by --val_share' in refused('--eval', '--data_dir', digits, '--val_share', 0.5, '--load',
+                                                             DIGITS_CHECKPOINT)
     assert "label 0 is" in refused('--train', '--data_dir', digits, '--log_dir', tmp_path / 'log', *load)
 
 
