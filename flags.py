@@ -98,7 +98,7 @@ def add_training_flags(train):
                        help="fixes initial weights, order and augmentation")
 
 
-def parse_args(description):
+def parse_args(description=None):
     parser = Parser(prog='main.py', description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_job_flags(parser.add_argument_group('what to do'))
     add_data_flags(parser.add_argument_group('data and results'))

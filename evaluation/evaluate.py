@@ -52,7 +52,7 @@ def evaluate(engine, model, images, batch, jobs, read=None, keep_logits=True):
     batch = batch or engine.batch
     spans = [(start, min(start + batch, len(images))) for start in range(0, len(images), batch)]
     labels = np.array([label for _, label in images])
-    found, all_kept, wrong_top1, wrong_top5, start = [], [], 0, 0, time.time()
+    found, all_kept, wrong_top1, wrong_top5, classes, start = [], [], 0, 0, 0, time.time()
     with layout_explained(model), get_tqdm(total=len(images), unit=' images', **progress_options()) as progress:
         for span, (logits, kept) in zip(spans, in_order(compute, spans, jobs)):
             all_kept.append(kept)
@@ -60,6 +60,7 @@ def evaluate(engine, model, images, batch, jobs, read=None, keep_logits=True):
             if logits is None:
                 continue
             check_finite(logits, [path for (path, _), keep in zip(images[slice(*span)], kept) if keep])
+            classes = logits.shape[1]
             wrong_top1 += int(wrong(logits, labels[slice(*span)][kept], 1).sum())
             wrong_top5 += int(wrong(logits, labels[slice(*span)][kept], 5).sum())
             if keep_logits:
@@ -67,7 +68,7 @@ def evaluate(engine, model, images, batch, jobs, read=None, keep_logits=True):
     kept = np.concatenate(all_kept)
     if not kept.any():
         raise InputError("all %d pictures are left out: none of them can be used" % len(images))
-    result = {'wrong_top1': wrong_top1, 'wrong_top5': wrong_top5 if 5 in tops(model.num_classes) else None,
+    result = {'wrong_top1': wrong_top1, 'wrong_top5': wrong_top5 if 5 in tops(classes) else None,
               'seconds': time.time() - start, 'kept': kept}
     return dict(result, logits=np.concatenate(found)) if keep_logits else result
 
