@@ -18,7 +18,7 @@ from imagenet_utils import session_creator
 from pictures import read_image
 from tools.export.runtimes import results
 
-CALIBRATION, VALIDATION = 200, 1000    # images at most, for int8
+CALIBRATION, VALIDATION = 50, 1000    # images at most, for int8; docs/export.md has what more of the former cost
 
 
 def photographs(paths):

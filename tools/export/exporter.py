@@ -100,7 +100,7 @@ class Exporter:
             if export.int8:
                 self.int8_errors = [np.mean(values[self.reference.outputs[0]].argmax(1) != self.reference.labels)
                                     for values in (result, expected)]
-                return math.isfinite(error)
+                return math.isfinite(error) and self.int8_errors[0] - self.int8_errors[1] <= self.reference.args.int8_loss + 1e-9
         return error <= LARGEST_ERROR and same in (None, count)
 
     def add_row(self, name, runtime, paths, latency, error='', same=''):
@@ -131,5 +131,9 @@ def export_all(args, plan, work, tf1_python):
         print("int8: calibrated with %d images, compared on %d of the validation set: top-1 error %.4f, that of the graph %.4f"
               % (len(images['calibration']), len(images['tree']), exporter.int8_errors[0], exporter.int8_errors[1]))
     for export in refused:
-        sys.stderr.write("export: the export '%s' does not give what the graph does, and was not written\n" % display_name(export))
+        why = "does not give what the graph does"
+        if export.int8:
+            why = "has a top-1 error of %.4f, the graph of %.4f: more than --int8_loss %g is lost" % (
+                exporter.int8_errors[0], exporter.int8_errors[1], args.int8_loss)
+        sys.stderr.write("export: the export '%s' %s, and was not written\n" % (display_name(export), why))
     return 1 if refused else 0

@@ -37,16 +37,20 @@ def to_savedmodel(graph_def, outputs, out):
 
 
 def to_tflite(graph_def, outputs, out, calibration=None):
-    """A TFLite model with that signature; with integer weights and activations if there are images to calibrate them with."""
-    import numpy as np
+    """A TFLite model with that signature; all of it in integers if there are images to calibrate it with."""
     import tensorflow as tf
+    if calibration is not None:
+        from tools.export import quantise
+        graph_def, calibration = quantise.take_float_pixels(graph_def), calibration.astype('float32')
+        quantise.equalise(graph_def, INPUT, calibration)
     with tempfile.TemporaryDirectory(dir=os.path.dirname(out)) as folder:
         to_savedmodel(graph_def, outputs, os.path.join(folder, 'model'))
         converter = tf.lite.TFLiteConverter.from_saved_model(os.path.join(folder, 'model'))
         if calibration is not None:
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-            converter.representative_dataset = lambda: ({INPUT: image[np.newaxis]} for image in calibration)
+            quantise.to_integers(converter, calibration)
         model = converter.convert()
+    if calibration is not None and quantise.float_operators(model):
+        sys.exit("the int8 model would compute in float in %s" % ', '.join(quantise.float_operators(model)))
     with open(out, 'wb') as f:
         f.write(model)
 
