@@ -13,10 +13,11 @@ from tf_compat import TENSORFLOW_VERSION
 import numpy as np
 import tabulate
 
-from command_line import InputError, run_module, sync
+from command_line import InputError, run_module, sync, write_json
 from evaluation import frozen
 from tools.export.compare import Reference, difference
 from tools.export.formats import FORMATS
+from tools.export.labels import labels
 
 LARGEST_ERROR = 1e-4
 HEADERS = ('export', 'runtime', 'MB', 'ms an image', 'to the graph', 'relative error', 'same top-1')
@@ -58,6 +59,9 @@ class Exporter:
         self.rows, self.int8_errors = [], None
         for name in self.reference.images:
             np.save(self.file(name + '.npy'), self.reference.inputs(name))
+        write_json(self.file('details.json'), {
+            'labels': None if args.features else labels(self.reference.restore.record.classes),
+            'rgb': args.rgb, 'raw': args.raw, 'features': args.features})
         graph_def = self.reference.frozen_graph()
         for name, content in ('graph', graph_def), ('dilations', frozen.with_dilations(graph_def, self.reference.outputs)):
             with open(self.file(name), 'wb') as f:
@@ -72,12 +76,9 @@ class Exporter:
         """Makes an Export, compares it, and publishes it if it passes. Returns whether it does."""
         form, outputs = FORMATS[export.format], ','.join(self.reference.outputs)
         path = self.file(form.file)
-        if form.convert is None:
-            shutil.copy(self.file('graph'), path)
-        else:
-            calibration = [self.file('calibration.npy')] if export.int8 else []
-            run_module('tools.export.formats', export.format, self.file('dilations' if form.dilations else 'graph'), path, outputs,
-                       *calibration)
+        calibration = [self.file('calibration.npy')] if export.int8 else []
+        run_module('tools.export.formats', export.format, self.file('dilations' if form.dilations else 'graph'), path, outputs,
+                   self.file('details.json'), *calibration)
         pythons = [sys.executable]
         if export.format == 'frozen' and self.tf1_python is not None:
             pythons.append(self.tf1_python)
