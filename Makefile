@@ -61,8 +61,8 @@ test-horovod: $(VENV_HOROVOD)/installed
 
 # With the other libraries and runtimes; both stacks' graphs are compared with theirs. Pages are opened in Debian's Chromium.
 test-interop: $(VENV_INTEROP)/installed $(VENV_TF1)/installed
-	$(VENV_INTEROP)/bin/python $(PYTEST) tests/tools/test_import_weights.py tests/tools/test_export.py tests/tools/test_bench.py \
-		tests/evaluation/test_report_browser.py $(ARGS)
+	$(VENV_INTEROP)/bin/python $(PYTEST) tests/tools/test_import_weights.py $(wildcard tests/tools/test_export*.py) tests/tools/test_bench.py \
+		tests/tools/test_own_pictures.py tests/evaluation/test_report_browser.py $(ARGS)
 
 # Builds the era's image and runs it as its users do, the tests among them.
 test-docker: $(VENV)/installed

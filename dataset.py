@@ -172,8 +172,12 @@ class ListedTree:
     def __init__(self, data_dir):
         self.data_dir, self.classes = data_dir, read_words(data_dir)
 
+    def has(self, part):
+        """Whether there is a part, 'train' or 'val'."""
+        return os.path.isdir(os.path.join(self.data_dir, part))
+
     def files(self, part):
-        """The pictures of a part, 'train' or 'val', as the tree calls them: [str, ...]."""
+        """The pictures of a part as the tree calls them: [str, ...]."""
         return [file for file, _ in read_list(self.data_dir, part)]
 
     def images(self, part):
@@ -224,6 +228,9 @@ class ClassFolders:
         if missing:
             warn("%s has no pictures of %d classes, such as '%s'" % (os.path.join(self.data_dir, 'val'), len(missing), missing[0]))
 
+    def has(self, part):
+        return part in self.parts
+
     def files(self, part):
         return [file for file, _ in self.listed(part)]
 
@@ -233,7 +240,7 @@ class ClassFolders:
 
     def listed(self, part):
         """[(file, label), ...], each file with / between its folders."""
-        if part not in self.parts:
+        if not self.has(part):
             raise InputError("there is no folder %s, where the images should be" % os.path.join(self.data_dir, part))
         return [(file, label) for label, (name, _) in enumerate(self.classes) for file in self.parts[part].get(name, ())]
 
@@ -245,6 +252,19 @@ def open_tree(data_dir, val_share=VAL_SHARE):
     if os.path.isdir(os.path.join(data_dir, META)):
         return ListedTree(data_dir)
     return ClassFolders(data_dir, val_share)
+
+
+def check_classes(recorded, tree, path):
+    """Raises InputError if the classes that the checkpoint at `path` records, [(name, words), ...], are not those of a tree, by name."""
+    for label, ((theirs, _), (ours, _)) in enumerate(zip(recorded, tree.classes)):
+        if theirs != ours:
+            raise InputError("the checkpoint %s is of other classes than %s: label %d is '%s' in the checkpoint and '%s' in the "
+                             "tree" % (path, tree.data_dir, label, theirs, ours))
+    count, found = len(recorded), len(tree.classes)
+    if count != found:
+        raise InputError("the checkpoint %s is of %d classes, and %s has %d: '%s' is only in the %s" % (
+            path, count, tree.data_dir, found, max(recorded, tree.classes, key=len)[min(count, found)][0],
+            'checkpoint' if count > found else 'tree'))
 
 
 def hidden(name):

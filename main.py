@@ -12,7 +12,7 @@ import os
 from itertools import compress
 
 from command_line import InputError, atomic_write, check_writable, quiet_tensorpack, run, write_json
-from dataset import VAL_SHARE, open_tree
+from dataset import VAL_SHARE, check_classes, open_tree
 from flags import parse_args
 from recipe import FINETUNE, IMAGENET_IMAGES, RECIPE, learning_rate, smallest_area, steps_per_epoch
 
@@ -53,20 +53,8 @@ def tree_of(args, source=None):
     if args.val_share is not None and tree.val_share is None:
         raise InputError("%s is not split by --val_share, it has a validation part: leave the flag out" % args.data_dir)
     if source is not None and source.record.classes is not None:
-        check_classes([name for name, _ in source.record.classes], [name for name, _ in tree.classes], source.path, args.data_dir)
+        check_classes(source.record.classes, tree, source.path)
     return tree
-
-
-def check_classes(recorded, found, path, data_dir):
-    """Raises InputError if the names of classes that a checkpoint records are not those of a tree, in this order."""
-    for label, (theirs, ours) in enumerate(zip(recorded, found)):
-        if theirs != ours:
-            raise InputError("the checkpoint %s is of other classes than %s: label %d is '%s' in the checkpoint and '%s' in the "
-                             "tree" % (path, data_dir, label, theirs, ours))
-    if len(recorded) != len(found):
-        raise InputError("the checkpoint %s is of %d classes, and %s has %d: '%s' is only in the %s" % (
-            path, len(recorded), data_dir, len(found), max(recorded, found, key=len)[min(len(recorded), len(found))],
-            'checkpoint' if len(recorded) > len(found) else 'tree'))
 
 
 def flags_to_change(model, restore, finetune):

@@ -229,9 +229,9 @@ def measure(name, flags):
 
 
 def listed(data_dir, count):
-    """`count` paths of a tree's validation images, again from the first one if it has fewer. Raises InputError: ``read_images``."""
-    from dataset import read_images
-    paths = [os.path.abspath(path) for path, _ in read_images(data_dir, 'val')]
+    """`count` paths of a tree's validation images, again from the first one if it has fewer. Raises InputError: ``open_tree``."""
+    from dataset import open_tree
+    paths = [os.path.abspath(path) for path, _ in open_tree(data_dir).images('val')]
     return (paths * (-(-count // len(paths))))[:count]
 
 

@@ -152,7 +152,12 @@ def test_all_formats_and_int8(digits, tmp_path):
     same, count = re.search(r'(\d+) of (\d+)', [row for row in rows if row[0] == 'tflite int8'][0][6]).groups()
     assert count == '360' and int(same) > 340    # of what it was not calibrated on
     float_error = 4 / 360
-    assert 'calibrated with 180 images, compared on 360 ' in out and 'that of the graph %.4f' % float_error in out
+    assert 'calibrated with 50 images, compared on 360 ' in out and 'that of the graph %.4f' % float_error in out
+    from ai_edge_litert.interpreter import Interpreter
+    int8 = Interpreter(str(tmp_path / 'all' / 'ghostnet_int8.tflite'))
+    ends = int8.get_input_details() + int8.get_output_details()
+    assert [end['dtype'] for end in ends] == [np.uint8, np.uint8] and all(end['quantization'][0] > 0 for end in ends)
+    assert {str(np.dtype(tensor['dtype'])) for tensor in int8.get_tensor_details()} == {'uint8', 'int8', 'int32'}
 
     run_export('--load', DIGITS_CHECKPOINT, '--format', 'all', tmp_path / 'again', '--int8', '--data_dir', digits,
                '--tf1_python', 'none', env=other_environment(tmp_path / 'home'))
@@ -191,6 +196,22 @@ def test_an_export_that_differs_is_not_written(tmp_path, monkeypatch, capsys):
     assert command.main(command.parse_args()) == 1
     assert "'frozen' does not give what the graph does, and was not written" in capsys.readouterr().err
     assert not (tmp_path / 'ghostnet.pb').exists() and not list(tmp_path.glob('unfinished*'))
+
+
+@pytest.mark.slow
+def test_int8_that_costs_more_than_int8_loss_is_not_written(digits, tmp_path):
+    """All logits are near 1000, which makes no difference in float. In 8 bits, steps of 4 are left."""
+    needs('tflite')
+    from checkpoints import save_values
+    values = CheckpointRestore(DIGITS_CHECKPOINT).values
+    values['MobileNetV2/Logits/Conv2d_1c_1x1/b'] += 1000
+    save_values(values, str(tmp_path / 'checkpoint'))
+    status, out, err = run_main('--load', tmp_path / 'checkpoint', '--format', 'tflite', '--int8', '--data_dir', digits,
+                                tmp_path / 'x.tflite', **EXPORT)
+    lost, graph, allowed = re.match(r"export: the export 'tflite int8' has a top-1 error of ([\d.]+), the graph of ([\d.]+): more "
+                                    r"than --int8_loss ([\d.]+) is lost, and was not written\n$", err).groups()
+    assert status == 1 and float(lost) > float(graph) + 0.05 and abs(float(graph) - 4 / 360) < 0.01 and allowed == '0.05'
+    assert "int8: calibrated with 50 images" in out and os.listdir(str(tmp_path)).count('x.tflite') == 0
 
 
 def test_what_is_not_finite_or_of_another_shape_is_no_match():
@@ -260,6 +281,8 @@ def test_a_signal_ends_the_command_and_its_children(signum, status, tmp_path):
     (['--load', 'x', '--format', 'coreml', 'out'], '--format'),
     (['--load', 'x', '--format', 'tflite', 'out', '--int8'], '--data_dir of the ILSVRC12 tree'),
     (['--load', 'x', '--format', 'onnx', 'out', '--int8', '--data_dir', '.'], '--int8 goes with --format tflite'),
+    (['--load', 'x', '--format', 'tflite', 'out', '--raw', '--int8', '--data_dir', '.'], '--int8 takes pixels'),
+    (['--load', 'x', '--format', 'tflite', 'out', '--int8', '--data_dir', '.', '--int8_loss', '-1'], '--int8_loss'),
     (['--load', 'x', '--format', 'tflite', 'out', '--features', '--int8', '--data_dir', '.'], '--int8 does not go with --features'),
     (['--load', 'x', '--format', 'frozen', 'out', '--features', '--softmax'], 'leave out --softmax'),
     (['--load', 'x', '--format', 'frozen', 'out', '--output_stride', '8'], '--output_stride goes with --features'),

@@ -10,7 +10,7 @@ import numpy as np
 from augmentation import eval_crop
 from checkpoints import MODEL_VARIABLE, CheckpointRestore
 from command_line import InputError, required
-from dataset import find_images, read_images, read_synsets
+from dataset import VAL_SHARE, check_classes, find_images, open_tree
 from evaluation import frozen
 from evaluation.throughput import latency
 from ghostnet import BACKBONE, from_checkpoint
@@ -18,7 +18,7 @@ from imagenet_utils import session_creator
 from pictures import read_image
 from tools.export.runtimes import results
 
-CALIBRATION, VALIDATION = 200, 1000    # images at most, for int8
+CALIBRATION, VALIDATION = 50, 1000    # images at most, for int8; docs/export.md has what more of the former cost
 
 
 def photographs(paths):
@@ -32,17 +32,21 @@ def photographs(paths):
     return np.stack([eval_crop(picture) for picture in pictures])
 
 
-def tree_images(data_dir, classes):
-    """Of an ILSVRC12 tree: images to calibrate with, others of the validation set to compare on, and the labels of those.
+def tree_images(data_dir, classes, restore):
+    """Of a tree: images to calibrate with, others of the validation set to compare on, and the labels of those.
 
-    `classes` is how many the tree must have. The former are of the training set; without one, the validation set is shared out.
+    `classes` is how many the tree must have; they must be those that `restore` records. The former images are of the training set;
+    without one, the validation set is shared out.
     """
-    found = len(read_synsets(data_dir))
-    if found != classes:
-        raise InputError("the network has %d classes, and %s has %d: name the tree that it is for" % (classes, data_dir, found))
-    val = read_images(data_dir, 'val')
-    if os.path.isdir(os.path.join(data_dir, 'train')):
-        calibration = read_images(data_dir, 'train')
+    tree = open_tree(data_dir, restore.record.val_share or VAL_SHARE)
+    if restore.record.classes is not None:
+        check_classes(restore.record.classes, tree, restore.path)
+    if len(tree.classes) != classes:
+        raise InputError("the network has %d classes, and %s has %d: name the tree that it is for"
+                         % (classes, data_dir, len(tree.classes)))
+    val = tree.images('val')
+    if tree.has('train'):
+        calibration = tree.images('train')
     else:
         calibration, val = val[::2], val[1::2]
         if not val:
@@ -95,7 +99,7 @@ class Reference:
         self.images, self.labels = {'pictures': photographs(args.images)}, None
         if args.int8:
             classes = session.graph.get_tensor_by_name(self.outputs[0] + ':0').shape.as_list()[-1]
-            self.images['calibration'], self.images['tree'], self.labels = tree_images(args.data_dir, classes)
+            self.images['calibration'], self.images['tree'], self.labels = tree_images(args.data_dir, classes, self.restore)
         self.expected = {name: results(graph, self.outputs, pictures) for name, pictures in self.images.items()
                          if name != 'calibration'}
         for arrays in self.expected.values():

@@ -13,10 +13,11 @@ from tf_compat import TENSORFLOW_VERSION
 import numpy as np
 import tabulate
 
-from command_line import InputError, run_module, sync
+from command_line import InputError, run_module, sync, write_json
 from evaluation import frozen
 from tools.export.compare import Reference, difference
 from tools.export.formats import FORMATS
+from tools.export.labels import labels
 
 LARGEST_ERROR = 1e-4
 HEADERS = ('export', 'runtime', 'MB', 'ms an image', 'to the graph', 'relative error', 'same top-1')
@@ -58,6 +59,9 @@ class Exporter:
         self.rows, self.int8_errors = [], None
         for name in self.reference.images:
             np.save(self.file(name + '.npy'), self.reference.inputs(name))
+        write_json(self.file('details.json'), {
+            'labels': None if args.features else labels(self.reference.restore.record.classes),
+            'rgb': args.rgb, 'raw': args.raw, 'features': args.features})
         graph_def = self.reference.frozen_graph()
         for name, content in ('graph', graph_def), ('dilations', frozen.with_dilations(graph_def, self.reference.outputs)):
             with open(self.file(name), 'wb') as f:
@@ -72,12 +76,9 @@ class Exporter:
         """Makes an Export, compares it, and publishes it if it passes. Returns whether it does."""
         form, outputs = FORMATS[export.format], ','.join(self.reference.outputs)
         path = self.file(form.file)
-        if form.convert is None:
-            shutil.copy(self.file('graph'), path)
-        else:
-            calibration = [self.file('calibration.npy')] if export.int8 else []
-            run_module('tools.export.formats', export.format, self.file('dilations' if form.dilations else 'graph'), path, outputs,
-                       *calibration)
+        calibration = [self.file('calibration.npy')] if export.int8 else []
+        run_module('tools.export.formats', export.format, self.file('dilations' if form.dilations else 'graph'), path, outputs,
+                   self.file('details.json'), *calibration)
         pythons = [sys.executable]
         if export.format == 'frozen' and self.tf1_python is not None:
             pythons.append(self.tf1_python)
@@ -100,7 +101,7 @@ class Exporter:
             if export.int8:
                 self.int8_errors = [np.mean(values[self.reference.outputs[0]].argmax(1) != self.reference.labels)
                                     for values in (result, expected)]
-                return math.isfinite(error)
+                return math.isfinite(error) and self.int8_errors[0] - self.int8_errors[1] <= self.reference.args.int8_loss + 1e-9
         return error <= LARGEST_ERROR and same in (None, count)
 
     def add_row(self, name, runtime, paths, latency, error='', same=''):
@@ -131,5 +132,9 @@ def export_all(args, plan, work, tf1_python):
         print("int8: calibrated with %d images, compared on %d of the validation set: top-1 error %.4f, that of the graph %.4f"
               % (len(images['calibration']), len(images['tree']), exporter.int8_errors[0], exporter.int8_errors[1]))
     for export in refused:
-        sys.stderr.write("export: the export '%s' does not give what the graph does, and was not written\n" % display_name(export))
+        why = "does not give what the graph does"
+        if export.int8:
+            why = "has a top-1 error of %.4f, the graph of %.4f: more than --int8_loss %g is lost" % (
+                exporter.int8_errors[0], exporter.int8_errors[1], args.int8_loss)
+        sys.stderr.write("export: the export '%s' %s, and was not written\n" % (display_name(export), why))
     return 1 if refused else 0

@@ -1,33 +1,80 @@
 """The formats, and the converters from a frozen graph to them. `tools.export` runs a converter in a process of its own:
 
-    python -m tools.export.formats FORMAT GRAPH.pb OUT OUTPUTS [CALIBRATION.npy]
+    python -m tools.export.formats FORMAT GRAPH.pb OUT OUTPUTS DETAILS.json [CALIBRATION.npy]
+
+DETAILS.json has `labels`, the names of the classes or null, and the flags `rgb`, `raw` and `features`.
 
 Converters need TensorFlow as version 2 is by default, which tf_compat is not. A new format is an entry in FORMATS, a converter
 here, and a runtime in runtimes.py.
 """
 import collections
+import json
 import os
 import re
 import sys
 import tempfile
 import zipfile
 
+from tools.export import labels
 from tools.export.child import end_with_parent
 
 INPUT = 'input'
 
 
-def to_savedmodel(graph_def, outputs, out):
-    """A SavedModel with the signature ``serving_default``: {'input': images} to {name: output}."""
+def to_frozen(graph_def, outputs, out, details):
+    """The GraphDef itself, with the names of the classes as a constant, strings (classes,)."""
+    from tensorflow import make_tensor_proto, string
+    if details['labels'] is not None:
+        node = graph_def.node.add(name=labels.CLASSES, op='Const')
+        node.attr['dtype'].type = string.as_datatype_enum
+        node.attr['value'].tensor.CopyFrom(make_tensor_proto(labels.as_bytes(details['labels'])))
+    with open(out, 'wb') as f:
+        f.write(graph_def.SerializeToString(deterministic=True))
+
+
+def to_savedmodel(graph_def, outputs, out, details):
+    """A SavedModel with the signature ``serving_default``, {'input': images} to {name: output}, and, of a classifier that takes
+    pixels, ``serving_bytes``: {'image_bytes': strings (N,)} to {'classes': strings (N, 5), 'probabilities': float32 (N, 5)}."""
+    import tensorflow as tf
+    v1 = tf.compat.v1
+    if hasattr(v1, 'disable_control_flow_v2'):    # TensorFlow 1.13.1 lacks both
+        v1.disable_control_flow_v2()
+    with tf.Graph().as_default():
+        image = contents = None
+        if not (details['raw'] or details['features']):
+            from tools.export import serving
+            contents = v1.placeholder(tf.string, [None], name='image_bytes')
+            pixels = serving.decode_all(contents, details['rgb'])
+            image = {INPUT + ':0': v1.placeholder_with_default(pixels, [None] + pixels.shape.as_list()[1:], name=INPUT)}
+            graph_def = without_placeholder(graph_def)
+        tensors = v1.import_graph_def(graph_def, input_map=image, return_elements=[name + ':0' for name in outputs], name='')
+        found = dict(zip(outputs, tensors))
+        images = image[INPUT + ':0'] if image else v1.get_default_graph().get_tensor_by_name(INPUT + ':0')
+        signatures = {'serving_default': v1.saved_model.predict_signature_def({INPUT: images}, found)}
+        if contents is not None:
+            texts = None if details['labels'] is None else labels.as_bytes(details['labels'])
+            best = serving.most_probable(tensors[0], outputs[0] == 'logits', texts)
+            signatures['serving_bytes'] = v1.saved_model.predict_signature_def({contents.op.name: contents}, best)
+        save(signatures, out)
+
+
+def without_placeholder(graph_def):
+    """A copy of a GraphDef that lacks the node ``input``, for another takes its place."""
+    result = type(graph_def)()
+    result.CopyFrom(graph_def)
+    del result.node[:]
+    result.node.extend(node for node in graph_def.node if node.name != INPUT)
+    return result
+
+
+def save(signatures, out):
+    """Saves the current graph as SavedModel `out`."""
     import tensorflow as tf
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
-    v1 = tf.compat.v1
-    with tf.Graph().as_default() as graph, v1.Session() as session:
-        v1.import_graph_def(graph_def, name='')
-        tensors = {name: graph.get_tensor_by_name(name + ':0') for name in [INPUT] + outputs}
-        signature = v1.saved_model.predict_signature_def({INPUT: tensors.pop(INPUT)}, tensors)
-        builder = v1.saved_model.Builder(out)
-        builder.add_meta_graph_and_variables(session, ['serve'], {'serving_default': signature})
+    with tf.compat.v1.Session() as session:
+        session.graph.clear_collection('while_context')    # for gradients; its order is another one in each run
+        builder = tf.compat.v1.saved_model.Builder(out)
+        builder.add_meta_graph_and_variables(session, ['serve'], signatures, strip_default_attrs=True)
         builder.save()
     path = os.path.join(out, 'saved_model.pb')
     with open(path, 'rb') as f:
@@ -36,17 +83,25 @@ def to_savedmodel(graph_def, outputs, out):
         f.write(model.SerializeToString(deterministic=True))    # TensorFlow 1 has another order of attributes in each run
 
 
-def to_tflite(graph_def, outputs, out, calibration=None):
-    """A TFLite model with that signature; with integer weights and activations if there are images to calibrate them with."""
-    import numpy as np
+def to_tflite(graph_def, outputs, out, details, calibration=None):
+    """A TFLite model with that signature; all of it in integers if there are images to calibrate it with."""
     import tensorflow as tf
+    if calibration is not None:
+        from tools.export import quantise
+        graph_def, calibration = quantise.take_float_pixels(graph_def), calibration.astype('float32')
+        quantise.equalise(graph_def, INPUT, calibration)
     with tempfile.TemporaryDirectory(dir=os.path.dirname(out)) as folder:
-        to_savedmodel(graph_def, outputs, os.path.join(folder, 'model'))
+        to_savedmodel(graph_def, outputs, os.path.join(folder, 'model'), dict(details, raw=True))    # of one signature
         converter = tf.lite.TFLiteConverter.from_saved_model(os.path.join(folder, 'model'))
         if calibration is not None:
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-            converter.representative_dataset = lambda: ({INPUT: image[np.newaxis]} for image in calibration)
+            quantise.to_integers(converter, calibration)
         model = converter.convert()
+    if calibration is not None and quantise.float_operators(model):
+        sys.exit("the int8 model would compute in float in %s" % ', '.join(quantise.float_operators(model)))
+    if not (details['raw'] or details['features']):
+        from tools.export.metadata import with_metadata
+        lines = None if details['labels'] is None else labels.as_lines(details['labels'])
+        model = with_metadata(model, outputs[0], details['rgb'], lines)
     with open(out, 'wb') as f:
         f.write(model)
 
@@ -65,7 +120,7 @@ def replace_auto_pad(node):
         'pads', [side // 2 for side in sides] + [side - side // 2 for side in sides])])
 
 
-def to_onnx(graph_def, outputs, out):
+def to_onnx(graph_def, outputs, out, details):
     """An ONNX model, its inputs and outputs named as those of the graph."""
     import onnx
     import tf2onnx
@@ -75,14 +130,28 @@ def to_onnx(graph_def, outputs, out):
                                               opset=18, tensors_to_rename=names)
     for node in model.graph.node:
         replace_auto_pad(node)
+    properties = {'channels': 'RGB' if details['rgb'] else 'BGR'}
+    if details['labels'] is not None:
+        properties[labels.CLASSES] = labels.as_json(details['labels'])
+    onnx.helper.set_model_props(model, properties)
     onnx.checker.check_model(model)
     onnx.save(model, out)
 
 
-def to_keras(graph_def, outputs, out):
-    """A Keras 3 model of Keras' own layers, named as in the graph. With one output it returns that, else {name: output}."""
+def to_keras(graph_def, outputs, out, details):
+    """A Keras 3 model of Keras' own layers, named as in the graph. With one output it returns that, else {name: output}.
+
+    The names of the classes are the seed of a last layer ``classes``, a Dropout of rate 0, which does nothing: of what Keras keeps
+    when it loads and saves a model, nothing else can hold texts.
+    """
+    import keras
+
     from tools.export.keras_layers import build
-    build(graph_def, outputs, INPUT).save(out)
+    model = build(graph_def, outputs, INPUT)
+    if details['labels'] is not None:
+        named = keras.layers.Dropout(0, seed=details['labels'], name=labels.CLASSES)(model.output)
+        model = keras.Model(model.input, named, name=model.name)
+    model.save(out)
     forget_circumstances(out)
 
 
@@ -103,26 +172,28 @@ def forget_circumstances(path):
             archive.writestr(zipfile.ZipInfo(name), content)    # of 1980-01-01
 
 
-# `file` is its name in a folder. `convert` takes a GraphDef, the names of its outputs and the path to write; without one, the
-# export is the frozen graph. `dilations`: whether atrous convolutions have that attribute. `needs_tensorflow_2`: whether the
+# `file` is its name in a folder. `convert` takes a GraphDef, the names of its outputs, the path to write and the details of the
+# child's command. `dilations`: whether atrous convolutions have that attribute. `needs_tensorflow_2`: whether the
 # converter or the runtime does. `packages`: what requirements.txt lacks.
 Format = collections.namedtuple('Format', 'file convert dilations needs_tensorflow_2 packages')
 FORMATS = collections.OrderedDict([
-    ('frozen', Format('ghostnet.pb', None, False, False, ())),
+    ('frozen', Format('ghostnet.pb', to_frozen, False, False, ())),
     ('savedmodel', Format('saved_model', to_savedmodel, False, False, ())),
     ('tflite', Format('ghostnet.tflite', to_tflite, True, True, ())),
     ('onnx', Format('ghostnet.onnx', to_onnx, True, True, ('onnx', 'tf2onnx', 'onnxruntime'))),
     ('keras', Format('ghostnet.keras', to_keras, True, True, ()))])
 
 
-def main(form, graph, out, outputs, calibration=None):
+def main(form, graph, out, outputs, details, calibration=None):
     end_with_parent()
     import numpy as np
     import tensorflow as tf
     with open(graph, 'rb') as f:
         graph_def = tf.compat.v1.GraphDef.FromString(f.read())
+    with open(details) as f:
+        details = json.load(f)
     options = {} if calibration is None else {'calibration': np.load(calibration)}
-    FORMATS[form].convert(graph_def, outputs.split(','), out, **options)
+    FORMATS[form].convert(graph_def, outputs.split(','), out, details, **options)
 
 
 if __name__ == '__main__':

@@ -46,9 +46,15 @@ def tflite(path, outputs):
         Interpreter, runtime = tensorflow.lite.Interpreter, 'tf.lite ' + tensorflow.__version__
     runner = Interpreter(model_path=path, num_threads=cores()).get_signature_runner('serving_default')
 
+    details = runner.get_output_details()
+
+    def real(name, values):
+        scale, zero = details[name]['quantization']    # (0, 0): they are real numbers
+        return np.float32(scale) * (values.astype(np.float32) - zero) if scale else values
+
     def call(images):
         results = runner(input=images)
-        return [results[name] for name in outputs]
+        return [real(name, results[name]) for name in outputs]
     return call, runtime
 
 

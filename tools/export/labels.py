@@ -1,0 +1,42 @@
+"""Names for classes: one text for each class of a checkpoint, as exports carry them, and the forms that formats need."""
+import collections
+import json
+
+CLASSES = 'classes'    # what the formats call them
+
+
+def labels(classes):
+    """What to call each class.
+
+    Args:
+        classes (list): [(name, words), ...] as a checkpoint records them, or None.
+    Returns:
+        list of str: the words, or the name where there are none; a text of several classes is followed by the name. None for None.
+        Bytes that are not UTF-8 are surrogates in it (PEP 383).
+    """
+    if classes is None:
+        return None
+    texts = [words or name for name, words in classes]
+    count = collections.Counter(texts)
+    return [text if count[text] == 1 else '%s (%s)' % (text, name) for text, (name, _) in zip(texts, classes)]
+
+
+def as_bytes(texts):
+    """Texts as the bytes that they are in the file system."""
+    return [text.encode('utf-8', 'surrogateescape') for text in texts]
+
+
+def as_json(texts):
+    """Texts as JSON in ASCII, from which json.loads makes the same ones."""
+    return json.dumps(texts)
+
+
+def as_lines(texts):
+    """Texts as a label file, bytes of UTF-8 with one a line: a backslash is doubled, and what cannot be there is escaped as in
+    Python, a line feed as \\n, a carriage return as \\r and a byte that is not UTF-8 as \\xff."""
+    lines = []
+    for text in texts:
+        for character, escaped in ('\\', '\\\\'), ('\n', '\\n'), ('\r', '\\r'):
+            text = text.replace(character, escaped)
+        lines.append(text.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace') + '\n')
+    return ''.join(lines).encode()
