@@ -255,7 +255,7 @@ def open_tree(data_dir, val_share=VAL_SHARE):
 
 
 def check_classes(recorded, tree, path):
-    """Raises InputError if the classes that the checkpoint at `path` records, [(name, words), ...], have other names than a tree's."""
+    """Raises InputError if the classes that a checkpoint records, [(name, words), ...], have other names than a tree's."""
     for label, ((theirs, _), (ours, _)) in enumerate(zip(recorded, tree.classes)):
         if theirs != ours:
             raise InputError("the checkpoint %s is of other classes than %s: label %d is '%s' in the checkpoint and '%s' in the "
