@@ -102,6 +102,9 @@ ELSEWHERE = {
     # With other libraries and runtimes: make test-interop.
     'tests/tools/test_bench.py': {
         'python -m tools.bench --data_dir <tree> --images 640 --rounds 1 --plot bench.png': "'--images', 16, '--rounds', 1, "},
+    'tests/tools/test_export_web.py': {
+        'python -m tools.export --load models/digits_checkpoint --format web out && python -m http.server -d out':
+            "'--format', 'web', folder / 'out', **EXPORT)"},
     'tests/tools/test_export.py': {
         'python -m tools.export --load models/digits_checkpoint --format tflite --features --output_stride 16 backbone.tflite':
             "'--format', form, path, '--features', '--output_stride', 8)",

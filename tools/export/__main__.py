@@ -16,7 +16,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 
 from command_line import ROOT, InputError, Parser, check_writable, number, quiet_tensorpack, required, run, work_folder
 from tools.export.child import fix_environment
-from tools.export.formats import FORMATS
+from tools.export.formats import ALL, FORMATS
+from tools.export.web_page import check_npm
 
 INT8 = 'ghostnet_int8.tflite'
 
@@ -27,7 +28,7 @@ def make_plan(args):
 
     from tools.export.exporter import Export
     if args.format == 'all':
-        plan = [Export(name, False, os.path.join(args.out, form.file)) for name, form in FORMATS.items()]
+        plan = [Export(name, False, os.path.join(args.out, FORMATS[name].file)) for name in ALL]
     else:
         plan = [Export(args.format, False, args.out)]
     if args.int8:
@@ -38,13 +39,15 @@ def make_plan(args):
             need_version_2("--format " + export.format)
         for package in FORMATS[export.format].packages:
             required(package)
+    if args.format == 'web':
+        check_npm()
     return plan
 
 
 def check_outputs(plan):
     """Raises InputError if one of the exports cannot be written."""
     for export in plan:
-        if export.format == 'savedmodel' and os.path.lexists(export.out):
+        if export.format in ('savedmodel', 'web') and os.path.lexists(export.out):
             raise InputError("%s is there already: name another, or remove it" % export.out)
         if export.format == 'keras' and not export.out.endswith('.keras'):
             raise InputError("Keras loads only what is called .keras: name OUT so")
@@ -82,7 +85,7 @@ def parse_args():
     parser = Parser(prog='export', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--load', required=True, metavar='CKPT', help="checkpoint")
     parser.add_argument('--format', required=True, choices=list(FORMATS) + ['all'], help="what to make")
-    parser.add_argument('out', metavar='OUT', help="file to write; for savedmodel and all, a folder")
+    parser.add_argument('out', metavar='OUT', help="file to write; for savedmodel, web and all, a folder")
     parser.add_argument('--raw', action='store_true', help="without preprocessing: float32 images, of mean 0 and deviation 1")
     parser.add_argument('--rgb', action='store_true', help="images in RGB")
     parser.add_argument('--softmax', action='store_true', help="output probabilities, not logits")
@@ -98,6 +101,10 @@ def parse_args():
     parser.add_argument('--tf1_python', default=os.path.join(ROOT, '.venv-tf1', 'bin', 'python'), metavar='FILE',
                         help="Python with TensorFlow 1.13.1, to load 'frozen' there too (default: .venv-tf1/bin/python)")
     args = parser.parse_args()
+    if args.format == 'web':
+        if args.raw or args.features:
+            parser.error("--format web takes pictures and shows classes: leave out --raw and --features")
+        args.rgb = args.softmax = True    # what a browser reads, and a page shows
     if args.softmax and args.features:
         parser.error("--features are no classes: leave out --softmax")
     if args.output_stride != 32 and not args.features:

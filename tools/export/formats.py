@@ -138,6 +138,17 @@ def to_onnx(graph_def, outputs, out, details):
     onnx.save(model, out)
 
 
+def to_web(graph_def, outputs, out, details):
+    """A folder with a page that classifies pictures in the browser."""
+    import onnx
+
+    from tools.export.web_page import MODEL, write_page
+    os.mkdir(out)
+    to_onnx(graph_def, outputs, os.path.join(out, MODEL), details)
+    shape = onnx.load(os.path.join(out, MODEL)).graph.output[0].type.tensor_type.shape
+    write_page(out, details['labels'], shape.dim[-1].dim_value)
+
+
 def to_keras(graph_def, outputs, out, details):
     """A Keras 3 model of Keras' own layers, named as in the graph. With one output it returns that, else {name: output}.
 
@@ -181,7 +192,9 @@ FORMATS = collections.OrderedDict([
     ('savedmodel', Format('saved_model', to_savedmodel, False, False, ())),
     ('tflite', Format('ghostnet.tflite', to_tflite, True, True, ())),
     ('onnx', Format('ghostnet.onnx', to_onnx, True, True, ('onnx', 'tf2onnx', 'onnxruntime'))),
-    ('keras', Format('ghostnet.keras', to_keras, True, True, ()))])
+    ('keras', Format('ghostnet.keras', to_keras, True, True, ())),
+    ('web', Format('page', to_web, True, True, ('onnx', 'tf2onnx', 'onnxruntime')))])
+ALL = [name for name in FORMATS if name != 'web']    # which needs npm, --rgb and --softmax
 
 
 def main(form, graph, out, outputs, details, calibration=None):

@@ -31,6 +31,11 @@ def as_json(texts):
     return json.dumps(texts)
 
 
+def printable(texts):
+    """Texts without surrogates: a byte that is not UTF-8 is escaped as in Python, such as \\xff."""
+    return [text.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace') for text in texts]
+
+
 def as_lines(texts):
     """Texts as a label file, bytes of UTF-8 with one a line: a backslash is doubled, and what cannot be there is escaped as in
     Python, a line feed as \\n, a carriage return as \\r and a byte that is not UTF-8 as \\xff."""
@@ -38,5 +43,5 @@ def as_lines(texts):
     for text in texts:
         for character, escaped in ('\\', '\\\\'), ('\n', '\\n'), ('\r', '\\r'):
             text = text.replace(character, escaped)
-        lines.append(text.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace') + '\n')
-    return ''.join(lines).encode()
+        lines.append(text)
+    return ''.join(line + '\n' for line in printable(lines)).encode()

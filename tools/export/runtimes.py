@@ -6,6 +6,7 @@ RESULT.npz gets what comes out for the images, under the names of the outputs, `
 its name and version. Each of RUNTIMES takes the path of a model and the names of its outputs, and returns a function from images to
 a list of arrays, and the runtime.
 """
+import os
 import sys
 
 import numpy as np
@@ -82,7 +83,13 @@ def results(call, outputs, images):
     return {name: np.concatenate([batch[i] for batch in batches]) for i, name in enumerate(outputs)}
 
 
-RUNTIMES = {'frozen': frozen, 'savedmodel': savedmodel, 'tflite': tflite, 'onnx': onnx, 'keras': keras}
+def web(path, outputs):
+    """The model of a page, in ONNX Runtime; tests/tools/test_export_web.py runs the page."""
+    from tools.export.web_page import MODEL
+    return onnx(os.path.join(path, MODEL), outputs)
+
+
+RUNTIMES = {'frozen': frozen, 'savedmodel': savedmodel, 'tflite': tflite, 'onnx': onnx, 'keras': keras, 'web': web}
 
 
 def main(form, path, images, result, outputs):
