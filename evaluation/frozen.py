@@ -41,11 +41,11 @@ def build_and_restore(session, model, restore, raw=False, rgb=False, softmax=Fal
     return list(outputs)
 
 
-def freeze(session, outputs):
-    """The GraphDef from ``input`` to `outputs`, with constants for variables, BN folded, no attribute that an older TensorFlow
-    does not know (if it has its default)."""
+def freeze(session, outputs, fold=True):
+    """The GraphDef from ``input`` to `outputs`, with constants for variables, BN folded or, without `fold`, as it is, and no
+    attribute that an older TensorFlow does not know (if it has its default)."""
     graph_def = tf.graph_util.convert_variables_to_constants(session, session.graph.as_graph_def(), outputs)
-    graph_def = tf.graph_util.extract_sub_graph(fold_batch_norm(graph_def), outputs)
+    graph_def = tf.graph_util.extract_sub_graph(fold_batch_norm(graph_def) if fold else graph_def, outputs)
     graph_def = tf.graph_util.remove_training_nodes(graph_def, outputs)    # Identity
     with tf.Graph().as_default():
         tf.import_graph_def(graph_def, name='')

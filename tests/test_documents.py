@@ -39,6 +39,11 @@ QUICK = [
          "make data ARGS='--check <tree>'", swap=[('<tree>', 'linked')], prints='linked is sound: 20 classes, 30 '),
     here('python main.py --lr_schedule', prints='1251 steps an epoch, 500400 in all'),
 ]
+TRAINABLE = here(    # what a block of Python loads
+    'python -m tools.export --load models/digits_checkpoint --format keras --trainable ghostnet_trainable.keras',
+    'python -m tools.import_weights --from keras ghostnet_trainable.keras models/trained_checkpoint '
+    '--base models/digits_checkpoint',
+    prints='models/trained_checkpoint: 435 tensors, ', writes='ghostnet_trainable.keras')
 TRAIN = 'python main.py --train --data_dir=<tree> --gpu 0,1,2,3,4,5,6,7 --log_dir train_log'
 SHORT = '--batch 8 --epochs 1'
 SLOW = [
@@ -56,6 +61,7 @@ SLOW = [
          'python main.py --predict <folder> --load flowers_log/ghostnet_checkpoint', swap=[('--epochs 20', '--epochs 1')],
          prints=SHAPES[1], writes='report/report.csv'),
     here('python -m tools.export --load models/digits_checkpoint --format tflite ghostnet.tflite', writes='ghostnet.tflite'),
+    TRAINABLE,
     here('python main.py --eval --data_dir=<tree> --load=<checkpoint> --engine auto --cache <folder>', writes='folder/*.npy',
          prints='20 images, of which wrong: '),
     here('python main.py --eval --data_dir=<tree> --load=<checkpoint> --report report', writes='report/report.html'),
@@ -263,7 +269,10 @@ def test_slow_commands(clone):
 
 
 @today
+@pytest.mark.slow
 def test_python_blocks(clone):
+    if not (clone / TRAINABLE.writes).exists():
+        check(clone, TRAINABLE)
     for text in [text for language, text in BLOCKS if language == 'python']:
         (clone / 'block.py').write_text(text)
         shell(clone, 'python block.py')

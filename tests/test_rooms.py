@@ -115,8 +115,8 @@ def test_what_reads_pictures_does_not_import_tensorflow():
 
 def test_everything_can_be_imported_without_fcntl():
     """As on Windows. Optional packages may be missing."""
-    optional = {'tools.export.keras_layers': 'keras', 'tools.export.quantise': 'tensorflow.lite',
-                'tools.export.metadata': 'flatbuffers'}
+    optional = {'tools.export.keras_layers': 'keras', 'tools.export.keras_trainable': 'keras',
+                'tools.export.quantise': 'tensorflow.lite', 'tools.export.metadata': 'flatbuffers'}
     modules = [module for module in SOURCES if module not in optional or subprocess.call(
         [sys.executable, '-c', 'import %s' % optional[module]], stderr=subprocess.DEVNULL) == 0]
     assert {'main', 'training.train', 'evaluation.image_cache', 'models.fetch', 'data.ilsvrc12.prepare'} <= set(modules)

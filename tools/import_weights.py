@@ -2,9 +2,11 @@
 
     python -m tools.import_weights --from timm model.safetensors ghostnet_timm      # pytorch: the authors' PyTorch release
     python -m tools.import_weights --to pytorch ghostnet_timm state_dict.pth
+    python -m tools.import_weights --from keras trained.keras ghostnet_trained       # of tools.export --format keras --trainable
 
-A file is a state dict, as torch.save or safetensors write it. Pickled code is not executed. The checkpoint records the variant of
-the network that it belongs to (ghostnet.VARIANTS); its width multiplier, classes and the rest are taken from the shapes.
+A file is a state dict, as torch.save or safetensors write it, or one of Keras 3. Code in it is not executed. The checkpoint records
+the variant of the network that it belongs to (ghostnet.VARIANTS); its width multiplier, classes and the rest are taken from the
+shapes.
 """
 import argparse
 import collections
@@ -16,7 +18,7 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))    # python tools/import_weights.py works too
 
 from command_line import InputError, Parser, atomic_write, check_writable, quiet_tensorpack, required, run
-from tools.state_dict import read_state
+from tools.state_dict import KERAS, read_state
 
 # For each library: the variant of the network, how many bottlenecks its stages have, and the names of its modules, a convolution
 # and its BN for each of ours. {} is the place of a bottleneck.
@@ -69,6 +71,7 @@ LEAVES = {'W': 'weight', 'DW': 'weight', 'b': 'bias', 'gamma': 'weight', 'beta':
           'variance/EMA': 'running_var', STEPS: STEPS}
 VARIABLE = re.compile(r'MobileNetV2/(?:Conv2d_(\d+)_?|(Logits)/Conv2d_1c_1x1)(.*?)/((?:bn|output)/)?(%s)$' % '|'.join(LEAVES))
 STEM, CLASSIFIER = 'MobileNetV2/Conv2d_0/W', 'MobileNetV2/Logits/Conv2d_1c_1x1/W'
+OVER_BACKBONE = re.compile('MobileNetV2/(Conv2d_17|Conv2d_18|Logits)/')    # what a backbone lacks
 
 
 def their_name(variable, library):
@@ -145,12 +148,8 @@ def compare(found, expected, source, model):
 
 
 def import_weights(library, path, out):
-    out = re.sub('[.]index$', '', out)
-    if not os.path.basename(out):
-        raise InputError("OUT is '%s': name a checkpoint, such as models/timm_checkpoint" % out)
-    check_writable(out + '.index')
     state = read_state(path)    # before TensorFlow is there: together, they would take more memory
-    from checkpoints import UNRECORDED, finite_weights, save_values
+    from checkpoints import finite_weights
     quiet_tensorpack()
     theirs = {name: their_name(name, LIBRARIES[library]) for name in variable_shapes(variant=LIBRARIES[library].variant)}
     values = {name: to_ours(name, state[theirs[name]]) for name in theirs if theirs[name] in state}
@@ -161,10 +160,63 @@ def import_weights(library, path, out):
     weights = finite_weights({theirs[name]: value for name, value in values.items()
                               if not (name.endswith(STEPS) and value.dtype.kind in 'iu')}, path)
     values.update({name: weights[theirs[name]] for name in values if theirs[name] in weights})
-    save_values(values, out, UNRECORDED._replace(variant=LIBRARIES[library].variant))
-    print("%s: %d tensors, width %g, %d classes, variant '%s'; for example" % (
-        out, len(values), options['width'], options['num_classes'], LIBRARIES[library].variant))
+    save(values, out, options, LIBRARIES[library].variant)
+
+
+def save(values, out, options, variant, record=None):
+    """Saves {variable: array} as a checkpoint, and prints what it is: of a GhostNet with these options.
+
+    `record`: that of the checkpoint from which it comes. Its classes are kept if they are as many.
+    """
+    from checkpoints import UNRECORDED, save_values
+    record = (record or UNRECORDED)._replace(variant=variant)
+    if record.classes is not None and len(record.classes) != options['num_classes']:
+        record = record._replace(classes=None)
+    save_values(values, out, record)
+    print("%s: %d tensors, width %g, %d classes, variant '%s'; for example"
+          % (out, len(values), options['width'], options['num_classes'], variant))
     print("python main.py --eval --data_dir DIR --load " + out)
+
+
+def variant_of(names):
+    """The variant that has variables of these names: only 'pytorch' has a bias in row 18, only 'imgclsmob' such a BN."""
+    if 'MobileNetV2/Conv2d_18/b' in names:
+        return 'pytorch'
+    return 'imgclsmob' if 'MobileNetV2/Conv2d_2_shortcut_dw/bn/gamma' in names else 'published'
+
+
+def import_keras(path, out, base):
+    """Saves what Keras trained of a trainable export as a checkpoint, without a change of any number.
+
+    `base`: the checkpoint that was exported, or None. It has what a backbone lacks, and what is recorded besides weights.
+    """
+    if not path.endswith(KERAS):
+        raise InputError("%s is no file of Keras 3, whose names end with %s: save the model as one" % (path, ' or '.join(KERAS)))
+    values = read_state(path)
+    from checkpoints import CheckpointRestore, finite_weights
+    from ghostnet import infer_architecture
+    quiet_tensorpack()
+    restore = base and CheckpointRestore(base)
+    if CLASSIFIER not in values:
+        if base is None:
+            raise InputError("%s has no layer Logits.Conv2d_1c_1x1, the classifier: name by --base the checkpoint that was exported"
+                             % path)
+        values = dict({name: value for name, value in restore.values.items() if OVER_BACKBONE.match(name)}, **values)
+    variant = restore.variant if base else variant_of(values)
+    options = infer_architecture({name: value.shape for name, value in values.items()}, variant) or {}
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    compare({name: value.shape for name, value in values.items()}, variable_shapes(variant=variant, **options), path,
+            "a GhostNet of the variant '%s'" % variant)
+    save(finite_weights(values, path), out, options, variant, restore.record if base else None)
+
+
+def checked_checkpoint(out):
+    """`out` as the prefix of a checkpoint. Raises InputError if it cannot be written."""
+    out = re.sub('[.]index$', '', out)
+    if not os.path.basename(out):
+        raise InputError("OUT is '%s': name a checkpoint, such as models/timm_checkpoint" % out)
+    check_writable(out + '.index')
+    return out
 
 
 def export_weights(library, path, out):
@@ -192,8 +244,10 @@ def export_weights(library, path, out):
 
 
 def main(args):
-    if args.library:
-        import_weights(args.library, args.source, args.out)
+    if args.library == 'keras':
+        import_keras(args.source, checked_checkpoint(args.out), args.base)
+    elif args.library:
+        import_weights(args.library, args.source, checked_checkpoint(args.out))
     else:
         export_weights(args.to, args.source, args.out)
 
@@ -201,11 +255,16 @@ def main(args):
 def parse_args():
     parser = Parser(prog='import_weights', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     direction = parser.add_mutually_exclusive_group(required=True)
-    direction.add_argument('--from', dest='library', choices=sorted(LIBRARIES), help="the library that FILE is of")
+    direction.add_argument('--from', dest='library', choices=sorted(LIBRARIES) + ['keras'], help="the library that FILE is of")
     direction.add_argument('--to', choices=['pytorch', 'timm'], help="the library to write a state dict for")
-    parser.add_argument('source', metavar='FILE', help="state dict, .safetensors or what torch.save wrote; for --to, a checkpoint")
+    parser.add_argument('source', metavar='FILE', help="state dict (.safetensors, torch.save) or .keras; for --to, a checkpoint")
     parser.add_argument('out', metavar='OUT', help="checkpoint to write; for --to, .safetensors or any other name for torch.save")
-    return parser.parse_args()
+    parser.add_argument('--base', metavar='CKPT', help="--from keras: the checkpoint that was exported, from which come the names "
+                        "of the classes and what a backbone lacks")
+    args = parser.parse_args()
+    if args.base is not None and args.library != 'keras':
+        parser.error("--base goes with --from keras")
+    return args
 
 
 if __name__ == '__main__':

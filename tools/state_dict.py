@@ -1,4 +1,4 @@
-"""Reads a state dict in a process of its own: what a crafted file asks for, or breaks, is then no more than that process.
+"""Reads a state dict, or a file of Keras, in a process of its own: what a crafted one asks for, or breaks, is no more than that.
 
     python -m tools.state_dict FILE > tensors.npz    # arr_0 are the names, the others their tensors
 """
@@ -17,6 +17,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) 
 from checkpoint_index import LARGEST_INDEX, LONGEST_NAME, MOST_ENTRIES, is_name
 from command_line import InputError, required, run
 
+KERAS = ('.keras', '.weights.h5')
 SECONDS, MEMORY = 60, 256 << 20    # for a file of no size; a sound one takes up to four times its size, and seconds
 
 
@@ -55,7 +56,11 @@ def limit(size):
 
 
 def loader(path):
-    """The function of safetensors or PyTorch that loads a file of such a name. Raises InputError if it is missing."""
+    """The function of safetensors, PyTorch or HDF5 that loads a file of such a name. Raises InputError if it is missing."""
+    if path.endswith(KERAS):
+        required('h5py', "pip install -r requirements.txt")
+        from tools.keras_weights import load as load_keras
+        return load_keras
     if path.endswith('.safetensors'):
         with contextlib.suppress(ImportError):
             import ml_dtypes  # noqa: F401  (NumPy then knows bfloat16)
@@ -95,8 +100,9 @@ def load(path):
         raise InputError("%s is truncated, or has more in it than tensors%s, which is not executed: save model.state_dict()"
                          % (path, ', such as ' + code.group(1) if code else ''))
     except Exception as error:    # RuntimeError, EOFError, MemoryError, SafetensorError and others
-        raise InputError("%s is truncated, or not a state dict: get it again (%s)"
-                         % (path, (str(error) or repr(error)).splitlines()[0][:120]))
+        kind = 'what Keras 3 saves of a trainable export' if path.endswith(KERAS) else 'a state dict'
+        raise InputError("%s is truncated, or not %s: get it again (%s)"
+                         % (path, kind, (str(error) or repr(error)).splitlines()[0][:120]))
 
 
 def tensors_in(path):

@@ -93,6 +93,7 @@ def parse_args():
                         help="output the feature maps of the backbone, at strides 4 to 32, for images of any size")
     parser.add_argument('--output_stride', type=int, choices=[8, 16, 32], default=32,
                         help="stride of the last feature maps, by atrous convolution (default: 32)")
+    parser.add_argument('--trainable', action='store_true', help="--format keras: BN as layers and dropout, to be trained in Keras")
     parser.add_argument('--int8', action='store_true', help="TFLite in integers, calibrated on --data_dir: faster, not the same")
     parser.add_argument('--int8_loss', type=number(float, lambda x: x >= 0, "a number from 0 on"), default=0.05, metavar='SHARE',
                         help="how much larger the top-1 error of int8 may be (default: 0.05)")
@@ -107,6 +108,8 @@ def parse_args():
         args.rgb = args.softmax = True    # what a browser reads, and a page shows
     if args.softmax and args.features:
         parser.error("--features are no classes: leave out --softmax")
+    if args.trainable and (args.format != 'keras' or args.int8):
+        parser.error("--trainable goes with --format keras, and without --int8")
     if args.output_stride != 32 and not args.features:
         parser.error("--output_stride goes with --features")
     if args.int8 and args.features:

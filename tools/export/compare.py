@@ -115,8 +115,8 @@ class Reference:
                                                  features=self.args.features, **options)
 
     def frozen_graph(self):
-        """The GraphDef to export."""
-        return frozen.freeze(self.session(raw=self.args.raw, rgb=self.args.rgb)[0], self.outputs)
+        """The GraphDef to export: BN is folded, but for --trainable."""
+        return frozen.freeze(self.session(raw=self.args.raw, rgb=self.args.rgb)[0], self.outputs, fold=not self.args.trainable)
 
     def inputs(self, name):
         """Of `images`, those called `name` as an export takes them."""

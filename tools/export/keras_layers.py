@@ -92,21 +92,24 @@ LAYERS = {
     'Softmax': lambda graph, node, name: layers.Softmax(name=name)(graph.x(node))}
 
 
-def build(graph_def, outputs, input_name):
+def build(graph_def, outputs, input_name, functions=None):
     """A Keras model of a GraphDef that has one Placeholder. With one output it returns that, else {name: output}.
 
+    `functions`: one for each kind of operation, by default LAYERS.
+
     Raises:
-        NotImplementedError: the graph has an operation that is not among LAYERS.
+        NotImplementedError: the graph has an operation that is not among them.
     """
+    functions = functions or LAYERS
     graph = Graph(graph_def)
     for node in graph_def.node:
         if node.op == 'Placeholder':
             shape = [size.size if size.size > 0 else None for size in node.attr['shape'].shape.dim]
             dtype = tf.as_dtype(node.attr['dtype'].type).name
             graph.tensors[node.name] = image = layers.Input(shape[1:], dtype=dtype, name=input_name)
-        elif node.op in LAYERS:
+        elif node.op in functions:
             name = re.sub('^MobileNetV2_', '', node.name.replace('/', '_'))
-            graph.tensors[node.name] = LAYERS[node.op](graph, node, name)
+            graph.tensors[node.name] = functions[node.op](graph, node, name)
         elif node.op not in ('Const', 'Conv2D', 'DepthwiseConv2dNative'):    # convolutions come with their BiasAdd
             raise NotImplementedError("no Keras layer for the operation %s" % node.op)
     results = {name: graph.tensors[name] for name in outputs}

@@ -7,6 +7,7 @@ import os
 import re
 import struct
 import tarfile
+import zipfile
 
 from command_line import ROOT
 
@@ -57,7 +58,22 @@ def state_seeds():
             torch.save({name: torch.from_numpy(value) for name, value in state.items()}, file,
                        _use_new_zipfile_serialization=zipped)
             seeds['state.pth'].append(file.getvalue())
-    return seeds
+    return dict(seeds, **keras_seeds())
+
+
+def keras_seeds():
+    import h5py
+    import numpy as np
+    file, archive = io.BytesIO(), io.BytesIO()
+    with h5py.File(file, 'w') as f:
+        for place, name, shapes in ('conv2d', 'Conv2d_0', [(3, 3, 3, 16)]), ('bn', 'Conv2d_0.bn', [(16,)] * 4):
+            variables = f.create_group('layers/%s/vars' % place)
+            variables.attrs['name'] = name
+            for index, shape in enumerate(shapes):
+                variables[str(index)] = np.ones(shape, np.float32)
+    with zipfile.ZipFile(archive, 'w') as z:
+        z.writestr('model.weights.h5', file.getvalue())
+    return {'state.weights.h5': [file.getvalue()], 'state.keras': [archive.getvalue()]}
 
 
 def tar_of(members):

@@ -1,0 +1,65 @@
+"""The weights of a GhostNet in a file of Keras 3, .keras or .weights.h5, under the names of a checkpoint's variables.
+
+It is for the process in which tools/state_dict.py reads files of others. Nothing in the file is built or executed: the tensors are
+read from its HDF5 part, where Keras notes the name of each layer.
+"""
+import io
+import re
+import zipfile
+
+WEIGHTS = 'model.weights.h5'    # in a .keras file
+# The layers that tools/export/keras_trainable.py names, and the variables of one, in Keras' order.
+LAYER = re.compile(r'(Conv2d_\d+|Logits[.])[\w.]*$')
+BN = ('gamma', 'beta', 'mean/EMA', 'variance/EMA')
+
+
+def variable_names(layer):
+    """The names of a layer's variables in a checkpoint, a list."""
+    if layer.endswith(('.bn', '.output')):
+        leaves = BN
+    else:
+        leaves = ('DW' if layer.endswith('.dw1') else 'W', 'b')
+    return ['MobileNetV2/%s/%s' % (layer.replace('.', '/'), leaf) for leaf in leaves]
+
+
+def groups_below(group, h5py):
+    """The groups in an HDF5 group and below it. Links, which may lead to other files or round in circles, are not followed."""
+    for name in group:
+        if isinstance(group.get(name, getlink=True), h5py.HardLink) and isinstance(group[name], h5py.Group):
+            yield group[name]
+            yield from groups_below(group[name], h5py)
+
+
+def array_of(dataset, name):
+    """The numbers of an HDF5 dataset. Raises ValueError where they are not in this file, or less than they are said to be."""
+    if dataset.is_virtual or dataset.external or dataset.id.get_storage_size() < dataset.size * dataset.dtype.itemsize:
+        raise ValueError("the tensor %s is not in it" % name)
+    return dataset[()]
+
+
+def load(path):
+    """{variable: np.ndarray} of the layers that are named as those of a trainable export, however deep in the user's model.
+
+    Raises:
+        ValueError: there are two of a name, or none. Others, if the file is damaged.
+    """
+    import h5py
+    content = path
+    if not path.endswith('.h5'):
+        with zipfile.ZipFile(path) as archive:
+            content = io.BytesIO(archive.read(WEIGHTS))
+    values = {}
+    with h5py.File(content, 'r') as f:
+        for group in groups_below(f, h5py):
+            layer = group.attrs.get('name')
+            if not (isinstance(layer, str) and LAYER.match(layer) and group.name.endswith('/vars')):
+                continue
+            for index, variable in zip(sorted(group, key=int), variable_names(layer)):
+                if variable in values:
+                    raise ValueError("two layers of it are called %s: save the GhostNet alone" % layer)
+                value = array_of(group[index], variable)
+                # A Dense layer may have taken the place of the classifier.
+                values[variable] = value[None, None] if variable.endswith('/W') and value.ndim == 2 else value
+    if not values:
+        raise ValueError("no layer of it is called as those of tools.export --trainable")
+    return values
