@@ -194,7 +194,7 @@ def import_keras(path, out, base):
         raise InputError("%s is no file of Keras 3, whose names end with %s: save the model as one" % (path, ' or '.join(KERAS)))
     values = read_state(path)
     from checkpoints import CheckpointRestore, finite_weights
-    from ghostnet import infer_architecture
+    from ghostnet import infer_architecture, known_variant
     quiet_tensorpack()
     restore = base and CheckpointRestore(base)
     if CLASSIFIER not in values:
@@ -202,7 +202,7 @@ def import_keras(path, out, base):
             raise InputError("%s has no layer Logits.Conv2d_1c_1x1, the classifier: name by --base the checkpoint that was exported"
                              % path)
         values = dict({name: value for name, value in restore.values.items() if OVER_BACKBONE.match(name)}, **values)
-    variant = restore.variant if base else variant_of(values)
+    variant = known_variant(restore.variant) if base else variant_of(values)
     options = infer_architecture({name: value.shape for name, value in values.items()}, variant) or {}
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     compare({name: value.shape for name, value in values.items()}, variable_shapes(variant=variant, **options), path,

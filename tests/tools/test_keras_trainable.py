@@ -184,6 +184,10 @@ def test_what_is_refused(tmp_path):
     assert 'is not a GhostNet' in said(h5(tmp_path / 'part.weights.h5', layers[5:]))
     broken = [(name, [np.full_like(array, np.nan) for array in arrays]) for name, arrays in layers]
     assert 'has NaN or infinity' in said(h5(tmp_path / 'nan.weights.h5', broken))
+    base = tmp_path / 'base'
+    other = describe(DIGITS_CHECKPOINT).record._replace(variant='other')
+    save_values({'MobileNetV2/x/W': np.ones(3, np.float32)}, str(base), other)
+    assert "the variant 'other' is not one of" in said(h5(tmp_path / 'whole.weights.h5', layers), '--base', base)
     # Numbers that are not in the file: in another one, or nowhere.
     shutil.copy(str(h5(tmp_path / 'secret.h5', [])), str(tmp_path / 'linked.weights.h5'))
     with h5py.File(str(tmp_path / 'linked.weights.h5'), 'w') as f:
