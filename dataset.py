@@ -55,6 +55,11 @@ def read_words(data_dir):
     return [(synset, words.get(synset, '')) for synset in synsets]
 
 
+def tops(num_classes):
+    """The k for which top-k errors say something."""
+    return (1, 5) if num_classes > 5 else (1,)
+
+
 def find_images(paths):
     """The files that `paths` name, and the pictures in folders and below them, linked folders too, in alphabetical order.
 
@@ -77,10 +82,14 @@ def find_images(paths):
             raise InputError("the folder %s has no picture: it has %d other files" % (path, len(below)))
         files += found
         others += sorted(set(below) - set(found))
-    if others:
-        warn("left out: %d files that this OpenCV does not read as pictures: %s"
-             % (len(others), ', '.join(others[:5] + ['...'] * (len(others) > 5))))
+    warn_of_others(others, "that this OpenCV does not read as pictures")
     return files
+
+
+def warn_of_others(others, kind):
+    """Warns of the files `others`, if there are any, that are left out. `kind` says which they are."""
+    if others:
+        warn("left out: %d files %s: %s" % (len(others), kind, ', '.join(others[:5] + ['...'] * (len(others) > 5))))
 
 
 def files_below(folder):
@@ -210,7 +219,8 @@ class ClassFolders:
             found = pictures_by_class(data_dir, others)
             self.val_share = val_share
             self.parts = split(found, data_dir, val_share)
-        warn_of_others(others)
+        warn_of_others(sorted(others),
+                       "that are hidden, in no folder of a class, or that this OpenCV does not read as pictures")
         names = sorted(self.parts[parts[0] if parts else 'train'])
         if len(names) < 2:
             raise InputError("%s has %s: there must be a folder for each class, at least two" % (
@@ -252,6 +262,20 @@ def open_tree(data_dir, val_share=VAL_SHARE):
     if os.path.isdir(os.path.join(data_dir, META)):
         return ListedTree(data_dir)
     return ClassFolders(data_dir, val_share)
+
+
+def open_tree_of(source, data_dir, val_share=None):
+    """The tree in a folder, for the checkpoint that `source`, a Description or CheckpointRestore, is of.
+
+    Args:
+        val_share (float): None for the one that the checkpoint records.
+    Raises:
+        InputError: see `open_tree`; or the classes are not those that the checkpoint records.
+    """
+    tree = open_tree(data_dir, val_share or source.record.val_share or VAL_SHARE)
+    if source.record.classes is not None:
+        check_classes(source.record.classes, tree, source.path)
+    return tree
 
 
 def check_classes(recorded, tree, path):
@@ -319,12 +343,6 @@ def pictures_by_class(root, others):
                              % (name, os.path.join(root, name)))
         files.sort()
     return found
-
-
-def warn_of_others(others):
-    if others:
-        warn("left out: %d files that are hidden, in no folder of a class, or that this OpenCV does not read as pictures: %s"
-             % (len(others), ', '.join(sorted(others)[:5] + ['...'] * (len(others) > 5))))
 
 
 def split(found, data_dir, val_share):

@@ -18,6 +18,7 @@ from tensorpack.tfutils.tower import get_current_tower_context
 from augmentation import IMAGE_SIZE, augment, eval_crop
 from checkpoints import PUBLISHED
 from command_line import InputError, cores
+from dataset import tops
 from pictures import read_image
 from recipe import MOMENTUM
 
@@ -113,11 +114,6 @@ def eval_dataflow(images, batch, read=read_image):
 
 
 # ----------------------------------------------------------------------------------------------------------------- model
-
-def tops(num_classes):
-    """The k for which top-k errors say something."""
-    return (1, 5) if num_classes > 5 else (1,)
-
 
 def measured(num_classes):
     """Names of the scalars of ``build_graph`` in training."""

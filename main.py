@@ -12,7 +12,7 @@ import os
 from itertools import compress
 
 from command_line import InputError, atomic_write, check_writable, quiet_tensorpack, run, write_json
-from dataset import VAL_SHARE, check_classes, open_tree
+from dataset import VAL_SHARE, open_tree, open_tree_of
 from flags import parse_args
 from recipe import FINETUNE, IMAGENET_IMAGES, RECIPE, learning_rate, smallest_area, steps_per_epoch
 
@@ -49,11 +49,9 @@ def tree_of(args, source=None):
     if recorded and args.val_share not in (None, recorded):
         raise InputError("--val_share is %g, and the checkpoint %s was trained with %g: its training pictures would be among "
                          "those of the validation; leave the flag out" % (args.val_share, source.path, recorded))
-    tree = open_tree(args.data_dir, args.val_share or recorded or VAL_SHARE)
+    tree = open_tree_of(source, args.data_dir, args.val_share) if source else open_tree(args.data_dir, args.val_share or VAL_SHARE)
     if args.val_share is not None and tree.val_share is None:
         raise InputError("%s is not split by --val_share, it has a validation part: leave the flag out" % args.data_dir)
-    if source is not None and source.record.classes is not None:
-        check_classes(source.record.classes, tree, source.path)
     return tree
 
 
@@ -125,16 +123,16 @@ def run_eval(args):
         if args.json is not None:
             write_json(args.json, eval_record(result, count, engine.name, reader.left_out))
         if args.report is not None:
-            report(args, tree, result, reader)
+            report(args, tree, images, result, reader)
     hint_at_chance(result['wrong_top1'], count, model.num_classes)
 
 
-def report(args, tree, result, reader):
-    """Writes --report of the `result` of ``evaluate`` on the validation part of a tree."""
+def report(args, tree, images, result, reader):
+    """Writes --report of the `result` of ``evaluate`` on `images`, the validation part of a tree."""
     import numpy as np
 
     from evaluation.report_page import write_report
-    kept, images = result['kept'], tree.images('val')
+    kept = result['kept']
     about = [('Checkpoint', args.load), ('Pictures', args.data_dir), ('Left out', '%d broken pictures' % len(reader.left_out))]
     write_report(args.report, list(compress(tree.files('val'), kept)), np.array([label for _, label in images])[kept],
                  result['logits'], tree.classes, [path for path, _ in compress(images, kept)], reader, about)

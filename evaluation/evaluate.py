@@ -10,7 +10,8 @@ from tensorpack.utils.utils import get_tqdm
 
 from augmentation import kept_images
 from command_line import InputError, progress_options
-from imagenet_utils import in_order, layout_explained, tops
+from dataset import tops
+from imagenet_utils import in_order, layout_explained
 from pictures import read_image
 
 

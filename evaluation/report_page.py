@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from command_line import InputError, atomic_write, check_writable, required
+from dataset import tops
 from evaluation import measures
 from evaluation.charts import draw_calibration, draw_matrix
 from pictures import fix_opencv
@@ -20,7 +21,6 @@ WHOLE_MATRIX = 50      # classes whose confusion matrix can still be read
 PAIRS = 50             # of classes that were confused
 WRONG = 50             # pictures
 THUMBNAIL = 160        # pixels, the longer side
-FEWEST_FOR_TOP5 = 6    # classes: of five, the right one is always among the five most probable
 NO_TEXT = re.compile('[\ud800-\udfff]')
 UNSEEN = re.compile('[\0-\x1f\x7f-\x9f\u2028\u2029]')
 
@@ -100,7 +100,7 @@ def confidently_wrong(files, paths, labels, scores, read):
 def errors(scores, classes):
     """What the page says of the errors: [dict of k, wrong, error, lower, upper], top-5 only where it means something."""
     count, found = len(scores.rank), []
-    for k in (1, 5) if classes >= FEWEST_FOR_TOP5 else (1,):
+    for k in tops(classes):
         wrong = int((scores.rank > k).sum())
         lower, upper = measures.wilson(wrong, count)
         found.append({'k': k, 'wrong': wrong, 'error': wrong / count, 'lower': lower, 'upper': upper})

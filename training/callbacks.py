@@ -13,7 +13,8 @@ from tensorpack.utils.utils import get_tqdm
 
 from checkpoints import MODEL_VARIABLE, record_variables, save_checkpoint
 from command_line import InputError
-from imagenet_utils import eval_dataflow, tops
+from dataset import tops
+from imagenet_utils import eval_dataflow
 from training.inputs import KeepError, RoundInput
 from training.run_folder import lowest_error, patience_is_over, remove_checkpoints, saved_steps
 

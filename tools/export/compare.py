@@ -10,7 +10,7 @@ import numpy as np
 from augmentation import eval_crop
 from checkpoints import MODEL_VARIABLE, CheckpointRestore
 from command_line import InputError, required
-from dataset import VAL_SHARE, check_classes, find_images, open_tree
+from dataset import find_images, open_tree_of
 from evaluation import frozen
 from evaluation.throughput import latency
 from ghostnet import BACKBONE, from_checkpoint
@@ -38,9 +38,7 @@ def tree_images(data_dir, classes, restore):
     `classes` is how many the tree must have; they must be those that `restore` records. The former images are of the training set;
     without one, the validation set is shared out.
     """
-    tree = open_tree(data_dir, restore.record.val_share or VAL_SHARE)
-    if restore.record.classes is not None:
-        check_classes(restore.record.classes, tree, restore.path)
+    tree = open_tree_of(restore, data_dir)
     if len(tree.classes) != classes:
         raise InputError("the network has %d classes, and %s has %d: name the tree that it is for"
                          % (classes, data_dir, len(tree.classes)))
