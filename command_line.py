@@ -294,6 +294,16 @@ def write_json(path, value):
         f.write(json.dumps(value, indent=2, allow_nan=False).encode() + b'\n')
 
 
+def write_npz(path, *arrays, **named):
+    """Writes what numpy.savez writes, whole or not at all. It is put together in memory: on a full disk, a ZIP archive
+    fails a second time when it is discarded, which Python prints."""
+    import numpy as np
+    content = io.BytesIO()
+    np.savez(content, *arrays, **named)
+    with atomic_write(path) as f:
+        f.write(content.getbuffer())
+
+
 def remove_abandoned(parent):
     """Removes the folders ``unfinished-...`` in `parent` of processes that were killed: nobody holds the lock in them."""
     import filelock

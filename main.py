@@ -11,7 +11,7 @@ import contextlib
 import os
 from itertools import compress
 
-from command_line import InputError, atomic_write, check_writable, quiet_tensorpack, run, write_json
+from command_line import InputError, check_writable, quiet_tensorpack, run, write_json, write_npz
 from dataset import VAL_SHARE, open_tree, open_tree_of
 from flags import parse_args
 from recipe import FINETUNE, IMAGENET_IMAGES, RECIPE, learning_rate, smallest_area, steps_per_epoch
@@ -117,9 +117,8 @@ def run_eval(args):
         count = int(result['kept'].sum())
         print_errors(result, count, engine.name, len(reader.left_out))
         if args.save_logits is not None:
-            with atomic_write(args.save_logits) as f:
-                np.savez(f, logits=result['logits'], labels=np.array([label for _, label in images])[result['kept']],
-                         files=np.array(tree.files('val'))[result['kept']])
+            write_npz(args.save_logits, logits=result['logits'], files=np.array(tree.files('val'))[result['kept']],
+                      labels=np.array([label for _, label in images])[result['kept']])
         if args.json is not None:
             write_json(args.json, eval_record(result, count, engine.name, reader.left_out))
         if args.report is not None:

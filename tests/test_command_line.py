@@ -48,12 +48,14 @@ def test_a_home_folder_is_found_where_no_shell_looks(monkeypatch):
 
 
 def test_a_full_disk_is_named_by_its_file(tmp_path):
-    import numpy as np
+    """In the exception, and nothing on stderr beside it."""
+    code = "import sys\nimport numpy as np\nfrom command_line import write_npz\n" \
+           "try:\n    write_npz(sys.argv[1], logits=np.zeros([1000, 1000], np.float32))\n" \
+           "except OSError as error:\n    print(error.filename)"
     with small_disk(tmp_path / 'small', '1m') as small:
-        with pytest.raises(OSError) as error:
-            with atomic_write(str(small / 'logits.npz')) as f:
-                np.savez(f, logits=np.zeros([1000, 1000], np.float32))
-        assert error.value.filename == str(small / 'logits.npz') and os.listdir(str(small)) == []
+        path = str(small / 'logits.npz')
+        process = subprocess.run([sys.executable, '-c', code, path], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout.decode() == path + '\n' and process.stderr == b'' and os.listdir(str(small)) == []
 
 
 def test_what_is_unfinished_goes_at_the_end_or_with_the_next_run(tmp_path):

@@ -13,7 +13,7 @@ from tf_compat import TENSORFLOW_VERSION
 import numpy as np
 import tabulate
 
-from command_line import InputError, run_module, sync, write_json
+from command_line import InputError, run_module, sync, write_json, write_npz
 from evaluation import frozen
 from tools.export.compare import Reference, difference
 from tools.export.formats import FORMATS
@@ -67,7 +67,7 @@ class Exporter:
         self.reference, self.work, self.tf1_python = Reference(args), work, tf1_python
         self.rows, self.int8_errors = [], None
         for name in self.reference.images:
-            np.savez(self.file(name + '.npz'), *self.reference.inputs(name))
+            write_npz(self.file(name + '.npz'), *self.reference.inputs(name))
         write_json(self.file('details.json'), {
             'labels': None if args.features else labels(self.reference.restore.record.classes),
             'rgb': args.rgb, 'raw': args.raw, 'features': args.features, 'any_size': args.any_size})
