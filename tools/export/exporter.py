@@ -15,12 +15,13 @@ import tabulate
 
 from command_line import InputError, run_module, sync, write_json
 from evaluation import frozen
+from tools.darknet import Layout
 from tools.export.compare import Reference, difference
 from tools.export.formats import FORMATS
 from tools.export.labels import labels
 
 LARGEST_ERROR = 1e-4
-LARGEST_TRAINABLE = 1e-5    # of a network whose BN is not folded
+LARGEST_UNFOLDED = 1e-5    # of a network whose BN is not folded
 HEADERS = ('export', 'runtime', 'MB', 'ms an image', 'to the graph', 'relative error', 'same top-1')
 Export = collections.namedtuple('Export', 'format int8 out')    # one to make
 
@@ -58,10 +59,13 @@ class Exporter:
     def __init__(self, args, work, tf1_python):
         self.reference, self.work, self.tf1_python = Reference(args), work, tf1_python
         self.rows, self.int8_errors = [], None
+        if args.format == 'darknet':
+            Layout(self.reference.model)    # raises what Darknet cannot express
         for name in self.reference.images:
             np.save(self.file(name + '.npy'), self.reference.inputs(name))
         write_json(self.file('details.json'), {
             'labels': None if args.features else labels(self.reference.restore.record.classes),
+            'classes': self.reference.restore.record.classes, 'variant': self.reference.restore.variant,
             'rgb': args.rgb, 'raw': args.raw, 'features': args.features})
         graph_def = self.reference.frozen_graph()
         for name, content in ('graph', graph_def), ('dilations', frozen.with_dilations(graph_def, self.reference.outputs)):
@@ -106,7 +110,7 @@ class Exporter:
                 self.int8_errors = [np.mean(values[self.reference.outputs[0]].argmax(1) != self.reference.labels)
                                     for values in (result, expected)]
                 return math.isfinite(error) and self.int8_errors[0] - self.int8_errors[1] <= self.reference.args.int8_loss + 1e-9
-        most = LARGEST_TRAINABLE if self.reference.args.trainable else LARGEST_ERROR
+        most = LARGEST_UNFOLDED if self.reference.unfolded else LARGEST_ERROR
         return error <= most and same in (None, count)
 
     def add_row(self, name, runtime, paths, latency, error='', same=''):
