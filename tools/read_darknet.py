@@ -28,7 +28,7 @@ from tools.darknet import (
 )
 from tools.export import labels
 
-LARGEST_FILE, MOST_SECTIONS, MOST_KEYS = 1 << 23, 500, 50    # bytes of a text; a GhostNet's cfg has 187 sections, in 20 kB
+LARGEST_FILE, MOST_SECTIONS, MOST_KEYS = 1 << 23, 500, 50    # bytes of a text; a GhostNet's cfg has 180 sections, in 12 kB
 INPUT_KEYS = ('width', 'height', 'channels')    # what matters of [net]; programs add to it how to train
 Found = collections.namedtuple('Found', 'kind keys line')    # a section of a cfg, and where it begins
 

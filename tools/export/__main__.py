@@ -52,8 +52,8 @@ def check_opencv():
     """Raises InputError if there is no OpenCV that can read an export to Darknet: 5 cannot, and older ones lack ReLU there."""
     import cv2
     if not (os.path.isdir(OPENCV_4) or (4, 5, 5) <= tuple(map(int, re.findall('[0-9]+', cv2.__version__)[:3])) < (5,)):
-        raise InputError("--format darknet is compared in OpenCV 4, for OpenCV %s cannot read it: python -m pip install --no-deps "
-                         "--target %s -r requirements-opencv4.txt" % (cv2.__version__, OPENCV_4))
+        raise InputError("--format darknet needs OpenCV from 4.5.5 on and under 5, to compare, and this is %s: python -m pip "
+                         "install --no-deps --target %s -r requirements-opencv4.txt" % (cv2.__version__, OPENCV_4))
 
 
 def check_outputs(plan):
