@@ -194,7 +194,7 @@ def run_train(args):
         model.class_weights = balanced_weights([label for _, label in data.train], model.num_classes)
     workers = HorovodWorkers() if args.trainer == 'horovod' else OneWorker()
     gpus, towers = len(args.gpu.split(',')) if args.gpu else 0, args.towers or 1
-    batch = args.batch or default_batch(args, len(data.train), max(workers.size, gpus, towers))
+    batch = batch_size(args, len(data.train), max(workers.size, gpus, towers))
     with mismatch_explained(model, args.finetune):
         train(model, data, Run(
             args.log_dir, batch, args.epochs, seed=args.seed, record=Record(model.variant, tree.classes, tree.val_share),
@@ -213,8 +213,10 @@ def source_to_train(args):
     return None if args.load is None else describe(args.load)
 
 
-def default_batch(args, images, shares):
-    """Images a step where --batch does not say: the default, or as many as there are, for small sets, in equal shares."""
+def batch_size(args, images, shares):
+    """Images a step: --batch, else the default, or as many as there are, for small sets, in equal shares."""
+    if args.batch:
+        return args.batch
     default = (FINETUNE if args.finetune else RECIPE).batch
     batch = min(default, images // shares * shares)
     if batch < default:
@@ -238,7 +240,7 @@ def run_options(args, model, images, batch, val_share):
 def print_schedule(args):
     import tabulate
     images = IMAGENET_IMAGES if args.data_dir is None else len(tree_of(args).files('train'))
-    batch = args.batch or (FINETUNE if args.finetune else RECIPE).batch
+    batch = batch_size(args, images, args.towers or 1)
     steps = steps_per_epoch(images, batch)
     print("%d images, %d a step: %d steps an epoch, %d in all" % (images, batch, steps, steps * args.epochs))
     rows = []

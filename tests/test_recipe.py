@@ -1,7 +1,9 @@
 """The published recipe's numbers, and the learning rate that follows from them."""
 import math
 
-from conftest import run_main
+from shapes import draw
+
+from conftest import DIGITS_CHECKPOINT, run_main
 from recipe import learning_rate
 
 
@@ -22,7 +24,7 @@ def schedule(*args):
     return [line.split() for line in out.splitlines()]
 
 
-def test_schedule_is_printed(digits):
+def test_schedule_is_printed(digits, tmp_path):
     rows = schedule()
     assert ' '.join(rows[0]) == '1281167 images, 1024 a step: 1251 steps an epoch, 500400 in all'
     epochs = {row[0]: row[1:] for row in rows[1:]}
@@ -31,3 +33,7 @@ def test_schedule_is_printed(digits):
     assert epochs['201'][:2] == ['250200', '%.6g' % middle] and epochs['400'][2] == '500399' and float(epochs['400'][3]) < 1e-8
     rows = schedule('--data_dir', digits, '--batch', 360, '--epochs', 2)    # of 1,437 images
     assert rows[0][-3:] == ['6', 'in', 'all'] and rows[-1][1] == '3'
+    small = draw(tmp_path / 'shapes', 10)
+    said, first = schedule('--data_dir', small, '--finetune', '--load', DIGITS_CHECKPOINT, '--epochs', 2)[:2]    # as --train
+    count = first[0]
+    assert ' '.join(said) == '%s training images: --batch %s, in place of 32' % (count, count) and first[5:7] == ['1', 'steps']

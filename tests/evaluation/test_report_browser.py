@@ -1,27 +1,20 @@
 """The report in a real browser: names of classes run no script, nothing is requested, and a telephone shows all of it."""
 import os
-import shutil
 
 import pytest
+from pages import chromium
 
 from conftest import DIGITS_CHECKPOINT, run_main
 from trees import link_tree
 
-CHROMIUM = shutil.which('chromium')
 EVIL = ['<img src=x onerror=document.title="evil">', '</title><script>document.title="evil"</script>', "'\"><svg onload=alert(1)>",
         '{{ 7 * 7 }}', '<b>bold</b> & "quoted"']
 
 
 @pytest.fixture(scope='module')
 def browser():
-    playwright = pytest.importorskip('playwright.sync_api', reason="needs playwright, of requirements-interop.txt")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=[
-            '--no-sandbox', '--disable-background-networking', '--disable-component-update', '--disable-sync'])
-        yield chromium
-        chromium.close()
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture(scope='module')

@@ -12,15 +12,18 @@ import time
 
 from tf_compat import TENSORFLOW_VERSION, tf
 
+import cv2
 import numpy as np
 import pytest
 from tensorpack.tfutils.tower import PredictTowerContext
 
-from augmentation import eval_images
+from augmentation import eval_crop, eval_images
 from checkpoints import CheckpointRestore
 from conftest import DIGITS_CHECKPOINT, ROOT, random_checkpoint, refused, run_main, small_disk
 from dataset import read_images
-from ghostnet import BACKBONE, GhostNet
+from evaluation import frozen
+from ghostnet import BACKBONE, GhostNet, from_checkpoint
+from pictures import read_image
 
 EXPORT = {'script': ['-m', 'tools.export']}
 TF1 = TENSORFLOW_VERSION.startswith('1.')
@@ -62,8 +65,8 @@ def other_environment(folder):
 
 def reload(form, path, images, outputs, tmp_path):
     """What an export makes of images, in its runtime."""
-    np.save(str(tmp_path / 'images.npy'), images)
-    status, _, err = run_main(form, path, tmp_path / 'images.npy', tmp_path / 'outputs.npz', ','.join(outputs),
+    np.savez(str(tmp_path / 'images.npz'), images)
+    status, _, err = run_main(form, path, tmp_path / 'images.npz', tmp_path / 'outputs.npz', ','.join(outputs),
                               script=['-m', 'tools.export.runtimes'])
     assert status == 0, err
     with np.load(str(tmp_path / 'outputs.npz')) as result:
@@ -136,6 +139,30 @@ def test_feature_maps_are_exported_for_any_size(form, tmp_path):
     assert expected['Conv2d_16'].shape[1:3] == (12, 20)
     for (name, value), result in zip(expected.items(), reload(form, path, images, list(expected), tmp_path)):
         assert result.shape == value.shape and np.linalg.norm(result - value) <= 1e-4 * np.linalg.norm(value), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('form', ['frozen', 'savedmodel', 'onnx', 'keras'])
+def test_images_of_any_size_are_cropped_in_the_export(form, digits, tmp_path):
+    needs(form)
+    path = tmp_path / ('model.keras' if form == 'keras' else 'model')
+    flags = ['--rgb'] if form == 'savedmodel' else ['--trainable'] if form == 'keras' else []
+    rows, _ = run_export('--load', DIGITS_CHECKPOINT, '--format', form, path, '--any_size', *flags)
+    assert [row[6] for row in rows if row[0] == form][0] == '26 of 26'    # photographs of their own sizes
+    pictures = np.stack([cv2.resize(read_image(file), (310, 275)) for file, _ in read_images(digits, 'val')[:5]])
+    result, = reload(form, path, pictures[..., ::-1] if '--rgb' in flags else pictures, ['logits'], tmp_path)
+    with tf.Graph().as_default(), tf.Session() as session:
+        restore = CheckpointRestore(DIGITS_CHECKPOINT)
+        frozen.build_and_restore(session, from_checkpoint(restore), restore)
+        expected = session.run('logits:0', {'input:0': np.stack([eval_crop(picture) for picture in pictures])})
+    assert np.linalg.norm(result - expected) <= 1e-3 * np.linalg.norm(expected)
+    if form == 'savedmodel':    # the other signature is there as well
+        contents = [cv2.imencode('.png', picture)[1].tobytes() for picture in (pictures[0], pictures[1, :200])]
+        with tf.Graph().as_default() as graph, tf.Session() as session:
+            signature = tf.saved_model.loader.load(session, ['serve'], str(path)).signature_def['serving_bytes']
+            best = session.run(graph.get_tensor_by_name(signature.outputs['classes'].name),
+                               {signature.inputs['image_bytes'].name: contents})
+        assert best.shape == (2, 5) and int(best[0, 0]) == expected[0].argmax()
 
 
 @pytest.mark.slow
@@ -287,6 +314,8 @@ def test_a_signal_ends_the_command_and_its_children(signum, status, tmp_path):
     (['--load', 'x', '--format', 'frozen', 'out', '--features', '--softmax'], 'leave out --softmax'),
     (['--load', 'x', '--format', 'frozen', 'out', '--output_stride', '8'], '--output_stride goes with --features'),
     (['--load', 'x', '--format', 'frozen', 'out', '--features', '--output_stride', '7'], '--output_stride'),
+    (['--load', 'x', '--format', 'tflite', 'out', '--any_size'], '--any_size goes with --format frozen, savedmodel, onnx, keras'),
+    (['--load', 'x', '--format', 'onnx', 'out', '--any_size', '--raw'], '--any_size takes pictures and crops them'),
     (['--load', 'x', '--format', 'frozen', 'no/folder/out'], 'cannot write'),
     (['--load', 'x', '--format', 'savedmodel', 'models'], 'models is there already'),
     (['--load', 'no', '--format', 'frozen', 'out'], 'there is no checkpoint no'),

@@ -4,12 +4,11 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import cv2
 import numpy as np
 import pytest
+from pages import chromium, classified, opened, served
 from test_export_names import NAMES
 
 from checkpoints import CheckpointRestore, Record, save_values
@@ -18,9 +17,6 @@ from conftest import DIGITS_CHECKPOINT, refused, run_main
 
 SHOWN = NAMES[:6] + ['\\xff7'] + NAMES[7:]    # a byte that is not UTF-8 is escaped
 EXPORT = {'script': ['-m', 'tools.export']}
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-component-update',
-         '--disable-sync']
 TURNED = b'\xff\xe1\x00\x22Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0'    # EXIF: by 90 degrees
 
 
@@ -30,11 +26,17 @@ def needs_packages():
 
 
 @pytest.fixture(scope='module')
-def page(tmp_path_factory):
+def browser():
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture(scope='module')
+def page(browser, tmp_path_factory):
     """The folder of a page of the digits' network with NAMES, and the checkpoint."""
     needs_packages()
-    if CHROMIUM is None or shutil.which('npm') is None or importlib.util.find_spec('playwright') is None:
-        pytest.skip("needs Chromium, npm and the package playwright")
+    if shutil.which('npm') is None:
+        pytest.skip("needs npm")
     folder = tmp_path_factory.mktemp('page')
     save_values(CheckpointRestore(DIGITS_CHECKPOINT).values, str(folder / 'checkpoint'),
                 Record('published', [(name, '') for name in NAMES], None))
@@ -45,25 +47,8 @@ def page(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def address(page):
-    """Where the page is served, as `python -m http.server` does it."""
-    code = ("import functools, http.server, sys; handler = functools.partial(http.server.SimpleHTTPRequestHandler, "
-            "directory=sys.argv[1]); server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler); "
-            "print(server.server_address[1], flush=True); server.serve_forever()")
-    server = subprocess.Popen([sys.executable, '-c', code, str(page[0])], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    try:
-        yield 'http://127.0.0.1:%d/' % int(server.stdout.readline())
-    finally:
-        server.kill()
-        server.communicate()
-
-
-@pytest.fixture(scope='module')
-def browser():
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
+    with served(page[0]) as url:
+        yield url
 
 
 @pytest.fixture(scope='module')
@@ -86,15 +71,6 @@ def pictures(tmp_path_factory, digits):
     return files + [str(folder / name) for name in list(made) + ['turned.jpg']]
 
 
-def opened(browser, address, width=1200):
-    tab = browser.new_page(viewport={'width': width, 'height': 800})
-    requests = []
-    tab.on('request', lambda request: requests.append(request.url))
-    tab.goto(address)
-    tab.wait_for_selector('#choose:enabled', timeout=120000)
-    return tab, requests
-
-
 @pytest.mark.slow
 def test_the_page_says_what_predict_says(page, address, browser, pictures, tmp_path):
     status, _, err = run_main('--predict', *(pictures + ['--load', page[1], '--json', tmp_path / 'said.json']))
@@ -105,11 +81,7 @@ def test_the_page_says_what_predict_says(page, address, browser, pictures, tmp_p
 
     tab, requests = opened(browser, address)
     for path, classes in zip(pictures, said):
-        tab.evaluate("document.getElementById('classes').replaceChildren()")
-        tab.set_input_files('#choose', path)
-        tab.wait_for_selector('#classes li', timeout=60000)
-        rows = tab.eval_on_selector_all('#classes li', 'items => items.map(item => [Number(item.dataset.label), '
-                                        'Number(item.dataset.probability), item.querySelector("span").textContent])')
+        rows = classified(tab, path)
         assert len(rows) == 5 and rows[0][0] == classes[0]['label'] and rows[0][2] == SHOWN[rows[0][0]], (path, rows, classes)
         probability = {entry['label']: entry['probability'] for entry in classes}
         assert all(abs(share - probability[label]) < 0.02 for label, share, _ in rows if label in probability), (path, rows)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from augmentation import eval_images
-from checkpoints import MODEL_VARIABLE, describe, read_checkpoint, save_values
+from checkpoints import MODEL_VARIABLE, Record, describe, read_checkpoint, save_values
 from conftest import DIGITS_CHECKPOINT, evaluated, random_checkpoint, refused, run_main
 from dataset import read_images
 from trees import link_tree, shorten
@@ -26,6 +26,7 @@ import numpy as np
 model = keras.saving.load_model(sys.argv[1])
 norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
 assert {(layer.momentum, layer.epsilon) for layer in norms} == {(0.9, 1e-5)}
+assert model.get_layer('classes').seed == list('abcdefghij')
 before = [layer.moving_mean.numpy() for layer in norms]
 data = np.load(sys.argv[3])
 images, labels = data['images'], data['labels']
@@ -105,7 +106,9 @@ def test_what_keras_trains_is_what_main_evaluates(digits, tmp_path):
     images = read_images(tree, 'val')
     numbers = tmp_path / 'numbers.npz'
     np.savez(str(numbers), images=eval_images([path for path, _ in images]), labels=[(label + 1) % 10 for _, label in images])
-    load = DIGITS_CHECKPOINT    # whose digits get other names
+    load = tmp_path / 'named'    # whose digits get other labels
+    classes = [(name, '') for name in 'abcdefghij']
+    save_values(read_checkpoint(DIGITS_CHECKPOINT, MODEL_VARIABLE)[1], str(load), Record('published', classes, None))
     program(PROGRAM, tmp_path, export(load, tmp_path / 'model.keras'), tmp_path / 'trained.keras', numbers)
     numbers = np.load(str(numbers))
     assert numbers['losses'][-1] < 0.7 * numbers['losses'][0] and numbers['moved'].all()

@@ -1,8 +1,10 @@
-"""One's own pictures, from a folder to every export: the README's four commands on drawn shapes."""
+"""One's own pictures, from a folder to every export and to a page in the browser: the README's four commands on drawn shapes."""
 import json
 import os
+import shutil
 
 import pytest
+from pages import chromium, classified, opened, served
 from shapes import SHAPES, draw
 
 from conftest import DIGITS_CHECKPOINT, run_main
@@ -22,7 +24,18 @@ def test_four_commands(tmp_path):
     status, said, err = run_main('--eval', '--data_dir', root, '--load', checkpoint, '--report', tmp_path / 'report')
     assert status == 0 and all(name in (tmp_path / 'report' / 'report.html').read_text() for name in SHAPES), err
     status, said, err = run_main('--predict', root, '--load', checkpoint, '--json', tmp_path / 'json')
-    assert status == 0 and len(json.loads((tmp_path / 'json').read_text())) == 200, err
+    predicted = json.loads((tmp_path / 'json').read_text())
+    assert status == 0 and len(predicted) == 200, err
     status, said, err = run_main('--load', checkpoint, '--format', 'all', out, '--images', root, script=['-m', 'tools.export'])
     assert status == 0 and '200 of 200' in said, (said, err)
     assert sorted(os.listdir(str(out))) == sorted(form.file for name, form in FORMATS.items() if name != 'web')
+
+    if shutil.which('npm') is None:
+        pytest.skip("all but the page, which needs npm")
+    status, said, err = run_main('--load', checkpoint, '--format', 'web', tmp_path / 'page', script=['-m', 'tools.export'])
+    assert status == 0, err
+    with chromium() as browser, served(tmp_path / 'page') as address:
+        tab, _ = opened(browser, address)
+        for picture in predicted[::20]:
+            rows, best = classified(tab, picture['file']), picture['classes'][0]
+            assert rows[0][2] == SHAPES[best['label']] and abs(rows[0][1] - best['probability']) < 0.02, (picture, rows)

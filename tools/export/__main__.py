@@ -22,6 +22,7 @@ from tools.export.runtimes import OPENCV_4
 from tools.export.web_page import check_npm
 
 INT8 = 'ghostnet_int8.tflite'
+ANY_SIZE = ('frozen', 'savedmodel', 'onnx', 'keras')
 
 
 def make_plan(args):
@@ -103,6 +104,8 @@ def parse_args():
     parser.add_argument('--softmax', action='store_true', help="output probabilities, not logits")
     parser.add_argument('--features', action='store_true',
                         help="output the feature maps of the backbone, at strides 4 to 32, for images of any size")
+    parser.add_argument('--any_size', action='store_true',
+                        help="take images of any size (one for all of a batch), and resize and crop them as evaluation does")
     parser.add_argument('--output_stride', type=int, choices=[8, 16, 32], default=32,
                         help="stride of the last feature maps, by atrous convolution (default: 32)")
     parser.add_argument('--trainable', action='store_true', help="--format keras: BN as layers and dropout, to be trained in Keras")
@@ -126,6 +129,10 @@ def parse_args():
         parser.error("--trainable goes with --format keras, and without --int8")
     if args.output_stride != 32 and not args.features:
         parser.error("--output_stride goes with --features")
+    if args.any_size and (args.format not in ANY_SIZE or args.int8):
+        parser.error("--any_size goes with --format %s, and without --int8" % ', '.join(ANY_SIZE))
+    if args.any_size and (args.raw or args.features):
+        parser.error("--any_size takes pictures and crops them: leave out --raw and --features")
     if args.int8 and args.features:
         parser.error("--int8 does not go with --features: LiteRT cannot run that at any size")
     if args.int8 and args.raw:

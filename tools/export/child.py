@@ -1,4 +1,5 @@
-"""The processes that `tools.export` starts: an environment in which only the input decides, and an end with their parent."""
+"""The processes that `tools.export` starts: an environment in which only the input decides, their images, an end with their parent.
+"""
 import ctypes
 import os
 import re
@@ -21,3 +22,10 @@ def end_with_parent():
     """Has Linux end this process when its parent is killed, so that nothing writes into a folder that the next run removes."""
     if sys.platform.startswith('linux'):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)    # PR_SET_PDEATHSIG
+
+
+def load_batches(path):
+    """The batches of images, a list of arrays, that numpy.savez has written to a file."""
+    import numpy as np
+    with np.load(path) as arrays:
+        return [arrays['arr_%d' % i] for i in range(len(arrays.files))]

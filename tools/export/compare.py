@@ -7,7 +7,7 @@ from tf_compat import tf
 
 import numpy as np
 
-from augmentation import eval_crop
+from augmentation import eval_crop, eval_images
 from checkpoints import MODEL_VARIABLE, CheckpointRestore
 from command_line import InputError, required
 from dataset import find_images, open_tree_of
@@ -16,20 +16,19 @@ from evaluation.throughput import latency
 from ghostnet import BACKBONE, from_checkpoint
 from imagenet_utils import session_creator
 from pictures import read_image
-from tools.export.runtimes import results
+from tools.export.runtimes import batches, results
 
 CALIBRATION, VALIDATION = 50, 1000    # images at most, for int8; docs/export.md has what more of the former cost
 
 
 def photographs(paths):
-    """uint8 (N, 224, 224, 3) BGR, from files and folders; by default, two that come with scikit-learn, whole and in tiles."""
+    """Pictures, uint8 (H, W, 3) BGR, of files and folders; by default, two that come with scikit-learn, whole and in tiles."""
     if paths:
-        pictures = [read_image(path) for path in find_images(paths)]
-    else:
-        folder = os.path.join(os.path.dirname(required('sklearn.datasets').__file__), 'images')
-        pictures = [read_image(path) for path in sorted(glob.glob(os.path.join(folder, '*.jpg')))]
-        pictures += [tile for picture in pictures for row in np.array_split(picture, 3) for tile in np.array_split(row, 4, axis=1)]
-    return np.stack([eval_crop(picture) for picture in pictures])
+        return [read_image(path) for path in find_images(paths)]
+    folder = os.path.join(os.path.dirname(required('sklearn.datasets').__file__), 'images')
+    pictures = [read_image(path) for path in sorted(glob.glob(os.path.join(folder, '*.jpg')))]
+    tiles = [tile for picture in pictures for row in np.array_split(picture, 3) for tile in np.array_split(row, 4, axis=1)]
+    return pictures + tiles
 
 
 def tree_images(data_dir, classes, restore):
@@ -50,7 +49,7 @@ def tree_images(data_dir, classes, restore):
         if not val:
             raise InputError("%s has a single image, and none to compare on: name a tree with more" % data_dir)
     calibration, val = [images[::-(-len(images) // most)] for images, most in ((calibration, CALIBRATION), (val, VALIDATION))]
-    return photographs([path for path, _ in calibration]), photographs([path for path, _ in val]), [label for _, label in val]
+    return eval_images([path for path, _ in calibration]), eval_images([path for path, _ in val]), [label for _, label in val]
 
 
 def relative_error(result, expected):
@@ -81,6 +80,7 @@ class Reference:
     Raises:
         InputError: the checkpoint cannot be read, or gives what is not finite; or see ``tree_images``.
     Attributes:
+        photographs (list): what to compare on, as it is in the files: uint8 (H, W, 3) BGR.
         images (dict): {'pictures' and, for int8, 'calibration' and 'tree': uint8 (N, 224, 224, 3) BGR}.
         expected (dict): for 'pictures' and 'tree', {output: array}.
         labels (list of int): of 'tree'.
@@ -95,11 +95,12 @@ class Reference:
         self.model = from_checkpoint(self.restore, output_stride=args.output_stride)
         session, self.outputs = self.session()
         graph = session.make_callable([name + ':0' for name in self.outputs], [frozen.INPUT + ':0'])
-        self.images, self.labels = {'pictures': photographs(args.images)}, None
+        self.photographs = photographs(args.images)
+        self.images, self.labels = {'pictures': np.stack([eval_crop(picture) for picture in self.photographs])}, None
         if args.int8:
             classes = session.graph.get_tensor_by_name(self.outputs[0] + ':0').shape.as_list()[-1]
             self.images['calibration'], self.images['tree'], self.labels = tree_images(args.data_dir, classes, self.restore)
-        self.expected = {name: results(graph, self.outputs, pictures) for name, pictures in self.images.items()
+        self.expected = {name: results(graph, self.outputs, batches(pictures)) for name, pictures in self.images.items()
                          if name != 'calibration'}
         for arrays in self.expected.values():
             for name, array in arrays.items():
@@ -115,12 +116,16 @@ class Reference:
 
     def frozen_graph(self):
         """The GraphDef to export."""
-        return frozen.freeze(self.session(raw=self.args.raw, rgb=self.args.rgb)[0], self.outputs, fold=not self.unfolded)
+        session, _ = self.session(raw=self.args.raw, rgb=self.args.rgb, any_size=self.args.any_size)
+        return frozen.freeze(session, self.outputs, fold=not self.unfolded)
 
     def inputs(self, name):
-        """Of `images`, those called `name` as an export takes them."""
-        pictures = self.images[name]
+        """Of `images`, those called `name` as an export takes them: a list of batches. With --any_size, each is a photograph."""
+        if self.args.any_size:
+            pictures = [picture[np.newaxis] for picture in self.photographs]
+        else:
+            pictures = batches(self.images[name])
         if self.args.raw:
             with tf.Graph().as_default(), tf.Session() as session:
-                pictures = session.run(self.model.image_preprocess(tf.constant(pictures)))
-        return pictures[..., ::-1] if self.args.rgb else pictures
+                pictures = [session.run(self.model.image_preprocess(tf.constant(batch))) for batch in pictures]
+        return [batch[..., ::-1] for batch in pictures] if self.args.rgb else pictures

@@ -1,9 +1,9 @@
 """The formats, and the converters from a frozen graph to them. `tools.export` runs a converter in a process of its own:
 
-    python -m tools.export.formats FORMAT GRAPH.pb OUT OUTPUTS DETAILS.json [CALIBRATION.npy]
+    python -m tools.export.formats FORMAT GRAPH.pb OUT OUTPUTS DETAILS.json [CALIBRATION.npz]
 
 DETAILS.json has `labels`, the names of the classes or null, `classes`, as the checkpoint records them, its `variant`, and the
-flags `rgb`, `raw` and `features`. For Darknet, the BN of the graph is not folded.
+flags `rgb`, `raw`, `features` and `any_size`. For Darknet, the BN of the graph is not folded.
 
 Converters need TensorFlow as version 2 is by default, which tf_compat is not. A new format is an entry in FORMATS, a converter
 here, and a runtime in runtimes.py.
@@ -17,7 +17,7 @@ import tempfile
 import zipfile
 
 from tools.export import labels
-from tools.export.child import end_with_parent
+from tools.export.child import end_with_parent, load_batches
 
 INPUT, PROBABILITIES = 'input', 'probabilities'
 
@@ -41,31 +41,21 @@ def to_savedmodel(graph_def, outputs, out, details):
     if hasattr(v1, 'disable_control_flow_v2'):    # TensorFlow 1.13.1 lacks both
         v1.disable_control_flow_v2()
     with tf.Graph().as_default():
-        image = contents = None
+        contents, input_map = None, None
         if not (details['raw'] or details['features']):
             from tools.export import serving
-            contents = v1.placeholder(tf.string, [None], name='image_bytes')
-            pixels = serving.decode_all(contents, details['rgb'])
-            image = {INPUT + ':0': v1.placeholder_with_default(pixels, [None] + pixels.shape.as_list()[1:], name=INPUT)}
-            graph_def = without_placeholder(graph_def)
-        tensors = v1.import_graph_def(graph_def, input_map=image, return_elements=[name + ':0' for name in outputs], name='')
+            contents, images, input_map = serving.entrance(details['rgb'], details['any_size'], INPUT)
+            graph_def = serving.without_entrance(graph_def, INPUT)
+        tensors = v1.import_graph_def(graph_def, input_map=input_map, return_elements=[name + ':0' for name in outputs], name='')
         found = dict(zip(outputs, tensors))
-        images = image[INPUT + ':0'] if image else v1.get_default_graph().get_tensor_by_name(INPUT + ':0')
+        if contents is None:
+            images = v1.get_default_graph().get_tensor_by_name(INPUT + ':0')
         signatures = {'serving_default': v1.saved_model.predict_signature_def({INPUT: images}, found)}
         if contents is not None:
             texts = None if details['labels'] is None else labels.as_bytes(details['labels'])
             best = serving.most_probable(tensors[0], outputs[0] == 'logits', texts)
-            signatures['serving_bytes'] = v1.saved_model.predict_signature_def({contents.op.name: contents}, best)
+            signatures['serving_bytes'] = v1.saved_model.predict_signature_def({'image_bytes': contents}, best)
         save(signatures, out)
-
-
-def without_placeholder(graph_def):
-    """A copy of a GraphDef that lacks the node ``input``, for another takes its place."""
-    result = type(graph_def)()
-    result.CopyFrom(graph_def)
-    del result.node[:]
-    result.node.extend(node for node in graph_def.node if node.name != INPUT)
-    return result
 
 
 def save(signatures, out):
@@ -166,19 +156,9 @@ def to_darknet(graph_def, outputs, out, details):
 
 
 def to_keras(graph_def, outputs, out, details):
-    """A Keras 3 model of Keras' own layers, named as in the graph. With one output it returns that, else {name: output}.
-
-    The names of the classes are the seed of a last layer ``classes``, a Dropout of rate 0, which does nothing: of what Keras keeps
-    when it loads and saves a model, nothing else can hold texts.
-    """
-    import keras
-
-    from tools.export.keras_layers import build
-    model = build(graph_def, outputs, INPUT)
-    if details['labels'] is not None:
-        named = keras.layers.Dropout(0, seed=details['labels'], name=labels.CLASSES)(model.output)
-        model = keras.Model(model.input, named, name=model.name)
-    model.save(out)
+    """A Keras 3 model of Keras' own layers, named as in the graph. With one output it returns that, else {name: output}."""
+    from tools.export.keras_layers import build, with_names
+    with_names(build(graph_def, outputs, INPUT), details['labels']).save(out)
     forget_circumstances(out)
 
 
@@ -223,7 +203,7 @@ def main(form, graph, out, outputs, details, calibration=None):
         graph_def = tf.compat.v1.GraphDef.FromString(f.read())
     with open(details) as f:
         details = json.load(f)
-    options = {} if calibration is None else {'calibration': np.load(calibration)}
+    options = {} if calibration is None else {'calibration': np.concatenate(load_batches(calibration))}
     FORMATS[form].convert(graph_def, outputs.split(','), out, details, **options)
 
 

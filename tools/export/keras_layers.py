@@ -5,6 +5,9 @@ import keras
 import tensorflow as tf
 from keras import layers
 
+from evaluation.resize import CROP, PIXELS
+from tools.export.labels import CLASSES
+
 
 class Graph:
     """A GraphDef on its way to Keras. `tensors` has what is built already: {name of the node: Keras tensor}."""
@@ -83,6 +86,53 @@ def average(graph, node, name):
     return layers.AveragePooling2D(node.attr['ksize'].list.i[1:3], name=name)(graph.x(node))
 
 
+# ---------------------------------------------------------------------------------- evaluation's crop, evaluation/resize.py
+
+def operand(graph, name):
+    """An input of a node: what is built already, or the numbers of a constant."""
+    if name in graph.tensors:
+        return graph.tensors[name]
+    value = graph.constant(name)
+    return value if value.ndim else value.item()
+
+
+def of_two(function):
+    return lambda graph, node, name: function(operand(graph, node.input[0]), operand(graph, node.input[1]))
+
+
+def of_one(function):
+    return lambda graph, node, name: function(graph.x(node))
+
+
+def side(graph, node, name):
+    """Height or width of images, int32 (): the pixels of a line, counted, since Keras' shape is None where it is any."""
+    axis = graph.constant(node.input[1]).item()
+    images = graph.x(node)
+    line = images[0, :, 0, 0] if axis == 1 else images[0, 0, :, 0]
+    return keras.ops.sum(keras.ops.ones_like(line, dtype='int32'))
+
+
+def cast(graph, node, name):
+    return keras.ops.cast(graph.x(node), tf.as_dtype(node.attr['DstT'].type).name)
+
+
+def reshape(graph, node, name):
+    return keras.ops.reshape(graph.x(node), graph.constant(node.input[1]).tolist())
+
+
+def gather(graph, node, name):
+    return keras.ops.take(graph.x(node), graph.tensors[node.input[1]], axis=graph.constant(node.input[2]).item())
+
+
+RESIZE = {
+    'Add': of_two(keras.ops.add), 'AddV2': of_two(keras.ops.add), 'Sub': of_two(keras.ops.subtract),
+    'Mul': of_two(keras.ops.multiply), 'RealDiv': of_two(keras.ops.divide), 'FloorDiv': of_two(keras.ops.floor_divide),
+    'Minimum': of_two(keras.ops.minimum), 'Maximum': of_two(keras.ops.maximum), 'Floor': of_one(keras.ops.floor),
+    'Round': of_one(keras.ops.round), 'Shape': of_one(lambda images: images), 'StridedSlice': side, 'Cast': cast,
+    'Reshape': reshape, 'GatherV2': gather}
+
+# --------------------------------------------------------------------------------------------------------------- the network
+
 LAYERS = {
     'ConcatV2': concatenate, 'Add': add_or_multiply, 'AddV2': add_or_multiply, 'Mul': add_or_multiply, 'Sub': subtract,
     'RealDiv': divide, 'BiasAdd': convolution, 'Relu': relu, 'Relu6': relu, 'Minimum': bound, 'Maximum': bound,
@@ -90,6 +140,14 @@ LAYERS = {
     'Identity': lambda graph, node, name: graph.x(node), 'Cast': lambda graph, node, name: graph.x(node),
     'Squeeze': lambda graph, node, name: layers.Flatten(name=name)(graph.x(node)),
     'Softmax': lambda graph, node, name: layers.Softmax(name=name)(graph.x(node))}
+
+
+def with_names(model, texts):
+    """`model` with the names of its classes, a list of str or None, as the seed of a last layer ``classes``, a Dropout of rate 0,
+    which does nothing: of what Keras keeps when it loads and saves a model, nothing else can hold texts."""
+    if texts is None:
+        return model
+    return keras.Model(model.input, layers.Dropout(0, seed=texts, name=CLASSES)(model.output), name=model.name)
 
 
 def build(graph_def, outputs, input_name, functions=None):
@@ -100,9 +158,10 @@ def build(graph_def, outputs, input_name, functions=None):
     Raises:
         NotImplementedError: the graph has an operation that is not among them.
     """
-    functions = functions or LAYERS
+    network = functions or LAYERS
     graph = Graph(graph_def)
     for node in graph_def.node:
+        functions = RESIZE if node.name.startswith(CROP) else network
         if node.op == 'Placeholder':
             shape = [size.size if size.size > 0 else None for size in node.attr['shape'].shape.dim]
             dtype = tf.as_dtype(node.attr['dtype'].type).name
@@ -110,6 +169,8 @@ def build(graph_def, outputs, input_name, functions=None):
         elif node.op in functions:
             name = re.sub('^MobileNetV2_', '', node.name.replace('/', '_'))
             graph.tensors[node.name] = functions[node.op](graph, node, name)
+            if node.name == PIXELS:    # a model of its own, for names that Keras gives are those of layers of the network
+                graph.tensors[PIXELS] = keras.Model(image, graph.tensors[PIXELS], name='crop')(image)
         elif node.op not in ('Const', 'Conv2D', 'DepthwiseConv2dNative'):    # convolutions come with their BiasAdd
             raise NotImplementedError("no Keras layer for the operation %s" % node.op)
     results = {name: graph.tensors[name] for name in outputs}

@@ -1,11 +1,12 @@
 """A graph of constants with its BN as a Keras 3 model that can be trained. `tools.export` runs it, in a process of its own:
 
-    python -m tools.export.keras_trainable GRAPH.pb OUT.keras OUTPUTS
+    python -m tools.export.keras_trainable GRAPH.pb OUT.keras OUTPUTS DETAILS.json    # those of tools.export.formats
 
 A layer with weights has the name of its variables in a checkpoint without ``MobileNetV2/`` and the last part, and with dots for the
 slashes, which Keras does not allow: ``Conv2d_1_up_pointwise.conv1.bn`` has ``MobileNetV2/Conv2d_1_up_pointwise/conv1/bn/gamma`` and
 others. tools/keras_weights.py brings them back.
 """
+import json
 import re
 import sys
 
@@ -15,7 +16,7 @@ from keras import layers
 from recipe import RECIPE
 from tools.export.child import end_with_parent
 from tools.export.formats import INPUT, forget_circumstances
-from tools.export.keras_layers import LAYERS, build
+from tools.export.keras_layers import LAYERS, build, with_names
 
 BN_MOMENTUM = 0.9                            # as in the release; the epsilon is that of the graph
 CLASSIFIER = 'Logits.Conv2d_1c_1x1'          # dropout comes before it
@@ -56,11 +57,13 @@ TRAINABLE = dict(LAYERS, Conv2D=convolution, DepthwiseConv2dNative=convolution, 
                  FusedBatchNorm=batch_norm, FusedBatchNormV2=batch_norm, FusedBatchNormV3=batch_norm)
 
 
-def main(graph, out, outputs):
+def main(graph, out, outputs, details):
     end_with_parent()
     with open(graph, 'rb') as f:
         graph_def = tf.compat.v1.GraphDef.FromString(f.read())
-    build(graph_def, outputs.split(','), INPUT, TRAINABLE).save(out)
+    with open(details) as f:
+        texts = json.load(f)['labels']
+    with_names(build(graph_def, outputs.split(','), INPUT, TRAINABLE), texts).save(out)
     forget_circumstances(out)
 
 

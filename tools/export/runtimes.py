@@ -1,10 +1,10 @@
 """Runs an exported model in the runtime that it is for, and times it. `tools.export` runs it, in a process of its own:
 
-    python -m tools.export.runtimes FORMAT MODEL IMAGES.npy RESULT.npz OUTPUTS
+    python -m tools.export.runtimes FORMAT MODEL BATCHES.npz RESULT.npz OUTPUTS
 
-RESULT.npz gets what comes out for the images, under the names of the outputs, `latency`, of one image in seconds, and `runtime`,
-its name and version. Each of RUNTIMES takes the path of a model and the names of its outputs, and returns a function from images to
-a list of arrays, and the runtime.
+BATCHES.npz has arr_0 and so on, batches of images. RESULT.npz gets what comes out for all of them, under the names of the outputs,
+`latency`, of one image in seconds, and `runtime`, its name and version. Each of RUNTIMES takes the path of a model and the names of
+its outputs, and returns a function from images to a list of arrays, and the runtime.
 """
 import os
 import sys
@@ -13,7 +13,7 @@ import numpy as np
 
 from command_line import cores
 from evaluation.throughput import latency
-from tools.export.child import end_with_parent
+from tools.export.child import end_with_parent, load_batches
 
 OPENCV_4 = os.path.join(sys.prefix, 'opencv4')    # as of `pip install --target`
 
@@ -97,10 +97,15 @@ def darknet(path, outputs):
     return call, 'OpenCV ' + cv2.__version__
 
 
+def batches(images):
+    """An array of images as a list of arrays of 32 images at most."""
+    return [images[i:i + 32] for i in range(0, len(images), 32)]
+
+
 def results(call, outputs, images):
-    """What `call` returns for images, 32 at a time: {name of the output: array}."""
-    batches = [call(images[i:i + 32]) for i in range(0, len(images), 32)]
-    return {name: np.concatenate([batch[i] for batch in batches]) for i, name in enumerate(outputs)}
+    """What `call` returns for a list of batches: {name of the output: array}, of all images."""
+    found = [call(batch) for batch in images]
+    return {name: np.concatenate([arrays[i] for arrays in found]) for i, name in enumerate(outputs)}
 
 
 def web(path, outputs):
@@ -117,8 +122,8 @@ def main(form, path, images, result, outputs):
     end_with_parent()
     outputs = outputs.split(',')
     call, runtime = RUNTIMES[form](path, outputs)
-    images = np.load(images)
-    np.savez(result, latency=latency(lambda: call(images[:1])), runtime=runtime, **results(call, outputs, images))
+    images = load_batches(images)
+    np.savez(result, latency=latency(lambda: call(images[0][:1])), runtime=runtime, **results(call, outputs, images))
 
 
 if __name__ == '__main__':
