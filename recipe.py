@@ -6,7 +6,7 @@ from command_line import InputError
 
 # Learning rate for 256 images a step; a `batch` is that of all towers and workers together.
 Recipe = collections.namedtuple('Recipe', 'batch lr epochs weight_decay label_smoothing dropout_keep_prob')
-# From a trained checkpoint, for other classes: what docs/training.md measures.
+# From a trained checkpoint, for other classes: what docs/own_pictures.md measures.
 FINETUNE = Recipe(batch=32, lr=0.1, epochs=20, weight_decay=4e-5, label_smoothing=0.1, dropout_keep_prob=0.8)
 RECIPE = Recipe(batch=1024, lr=0.1, epochs=400, weight_decay=4e-5, label_smoothing=0.1, dropout_keep_prob=0.8)
 MOMENTUM = 0.9                   # Nesterov's
