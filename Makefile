@@ -62,7 +62,7 @@ test-horovod: $(VENV_HOROVOD)/installed
 # With the other libraries and runtimes; both stacks' graphs are compared with theirs. Pages are opened in Debian's Chromium.
 test-interop: $(VENV_INTEROP)/installed $(VENV_TF1)/installed
 	$(VENV_INTEROP)/bin/python $(PYTEST) tests/tools/test_import_weights.py $(wildcard tests/tools/test_export*.py) tests/tools/test_bench.py \
-		tests/tools/test_own_pictures.py tests/evaluation/test_report_browser.py $(ARGS)
+		tests/tools/test_darknet.py tests/tools/test_own_pictures.py tests/evaluation/test_report_browser.py $(ARGS)
 
 # Builds the era's image and runs it as its users do, the tests among them.
 test-docker: $(VENV)/installed
@@ -86,10 +86,12 @@ $(VENV)/installed: requirements.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt && \
 	touch $@
 
-$(VENV_INTEROP)/installed: $(VENV)/installed requirements-interop.txt
+$(VENV_INTEROP)/installed: $(VENV)/installed requirements-interop.txt requirements-opencv4.txt
 	@sh tools/environments.sh new $(VENV)/bin/python $(VENV_INTEROP) && \
 	echo "Installing requirements-interop.txt too into $(VENV_INTEROP) (about 8 GB, a few minutes)" && \
 	$(VENV_INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-interop.txt && \
+	$(VENV_INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV_INTEROP)/opencv4 \
+		-r requirements-opencv4.txt && \
 	touch $@
 
 $(VENV_TF1)/installed: requirements-tf1.txt

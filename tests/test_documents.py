@@ -85,6 +85,8 @@ ELSEWHERE = {
         'make reproduce DATA=<tree> LOAD=models/ghostnet_checkpoint': 'tools.reproduce --data_dir "$(DATA)" --load "$(LOAD)" ',
         'make fetch': 'python models/fetch.py $(ARGS)\n',    # and tests/test_fetch.py, as the next two
         'pip install -r requirements.txt -r requirements-interop.txt': ' -r requirements.txt -r requirements-interop.txt && ',
+        'pip install --no-deps --target .venv/opencv4 -r requirements-opencv4.txt':
+            ' --no-deps --target $(VENV_INTEROP)/opencv4 \\\n\t\t-r requirements-opencv4.txt && ',
         'docker build -f docker/Dockerfile -t ghostnet-tf1 .': 'docker build -f docker/Dockerfile -t $(IMAGE) .\n'},
     'tests/test_fetch.py': {
         "make fetch ARGS='--from <folder>'": "'--from', os.path.dirname(checkpoint))\n",
@@ -118,6 +120,11 @@ ELSEWHERE = {
             "'--format', form, path, '--features', '--output_stride', 8)",
         'python -m tools.export --load models/digits_checkpoint --format all exported --int8 --data_dir data/digits':
             "'--format', 'all', tmp_path / 'all', '--int8', '--data_dir', digits)"},
+    'tests/tools/test_darknet.py': {
+        'python -m tools.export --load models/digits_checkpoint --format darknet darknet':
+            "'--load', DIGITS_CHECKPOINT, '--format', 'darknet', tmp_path / 'darknet', **EXPORT)",
+        'python -m tools.import_weights --from darknet darknet/ghostnet.cfg models/darknet_checkpoint':
+            "'--from', 'darknet', tmp_path / 'darknet' / 'ghostnet.cfg', "},
     'tests/tools/test_own_pictures.py': {
         'python -m tools.export --load flowers_log/ghostnet_checkpoint --format all exported':
             "'--load', checkpoint, '--format', 'all', "},

@@ -3,10 +3,11 @@
     python -m tools.import_weights --from timm model.safetensors ghostnet_timm      # pytorch: the authors' PyTorch release
     python -m tools.import_weights --to pytorch ghostnet_timm state_dict.pth
     python -m tools.import_weights --from keras trained.keras ghostnet_trained       # of tools.export --format keras --trainable
+    python -m tools.import_weights --from darknet darknet/ghostnet.cfg               # of tools.export --format darknet
 
-A file is a state dict, as torch.save or safetensors write it, or one of Keras 3. Code in it is not executed. The checkpoint records
-the variant of the network that it belongs to (ghostnet.VARIANTS); its width multiplier, classes and the rest are taken from the
-shapes.
+A file is a state dict, as torch.save or safetensors write it, one of Keras 3, or a cfg. Code in it is not executed. The checkpoint
+records the variant of the network that it belongs to (ghostnet.VARIANTS); its width multiplier, classes and the rest are taken from
+the shapes.
 """
 import argparse
 import collections
@@ -210,6 +211,16 @@ def import_keras(path, out, base):
     save(finite_weights(values, path), out, options, variant, restore.record if base else None)
 
 
+def import_darknet(path, out):
+    """Saves what tools.export wrote for Darknet as a checkpoint, without a change of any number."""
+    from checkpoints import UNRECORDED
+    from tools.read_darknet import read
+    quiet_tensorpack()
+    values, model, classes = read(path)
+    options = {'width': model.width, 'num_classes': model.num_classes}
+    save(values, out, options, model.variant, UNRECORDED._replace(classes=classes))
+
+
 def checked_checkpoint(out):
     """`out` as the prefix of a checkpoint. Raises InputError if it cannot be written."""
     out = re.sub('[.]index$', '', out)
@@ -246,6 +257,8 @@ def export_weights(library, path, out):
 def main(args):
     if args.library == 'keras':
         import_keras(args.source, checked_checkpoint(args.out), args.base)
+    elif args.library == 'darknet':
+        import_darknet(args.source, checked_checkpoint(args.out))
     elif args.library:
         import_weights(args.library, args.source, checked_checkpoint(args.out))
     else:
@@ -255,15 +268,22 @@ def main(args):
 def parse_args():
     parser = Parser(prog='import_weights', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     direction = parser.add_mutually_exclusive_group(required=True)
-    direction.add_argument('--from', dest='library', choices=sorted(LIBRARIES) + ['keras'], help="the library that FILE is of")
+    direction.add_argument('--from', dest='library', choices=sorted(LIBRARIES) + ['darknet', 'keras'],
+                           help="the library that FILE is of")
     direction.add_argument('--to', choices=['pytorch', 'timm'], help="the library to write a state dict for")
-    parser.add_argument('source', metavar='FILE', help="state dict (.safetensors, torch.save) or .keras; for --to, a checkpoint")
-    parser.add_argument('out', metavar='OUT', help="checkpoint to write; for --to, .safetensors or any other name for torch.save")
+    parser.add_argument('source', metavar='FILE',
+                        help="state dict (.safetensors, torch.save), .keras or .cfg; for --to, a checkpoint")
+    parser.add_argument('out', metavar='OUT', nargs='?', help="checkpoint to write (for darknet, beside the cfg by default); for "
+                        "--to, .safetensors or any other name for torch.save")
     parser.add_argument('--base', metavar='CKPT', help="--from keras: the checkpoint that was exported, from which come the names "
                         "of the classes and what a backbone lacks")
     args = parser.parse_args()
     if args.base is not None and args.library != 'keras':
         parser.error("--base goes with --from keras")
+    if args.out is None:
+        if args.library != 'darknet':
+            parser.error("name OUT, the file to write")
+        args.out = re.sub('[.]cfg$', '', args.source) + '_checkpoint'
     return args
 
 

@@ -5,11 +5,12 @@
 
 An export takes any number of uint8 images (N, 224, 224, 3) in BGR, as OpenCV reads them. Preprocessing is inside, and BN in the
 convolutions. Before it gets its name, its own runtime loads it, and must give what the graph of main.py gives for photographs:
-relative error (L2 norm) at most 1e-4, and the same top-1 class for each; of --int8, a top-1 error that is at most --int8_loss
-larger. Exit status: 1 if one does not, 2 where it cannot be made.
+relative error (L2 norm) at most 1e-4 (1e-5 for --trainable and Darknet), and the same top-1 class for each; of --int8, a top-1
+error that is at most --int8_loss larger. Exit status: 1 if one does not, 2 where it cannot be made.
 """
 import argparse
 import os
+import re
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))    # python tools/export works too
@@ -17,6 +18,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 from command_line import ROOT, InputError, Parser, check_writable, number, quiet_tensorpack, required, run, work_folder
 from tools.export.child import fix_environment
 from tools.export.formats import ALL, FORMATS
+from tools.export.runtimes import OPENCV_4
 from tools.export.web_page import check_npm
 
 INT8 = 'ghostnet_int8.tflite'
@@ -42,13 +44,23 @@ def make_plan(args):
             required(package)
     if args.format == 'web':
         check_npm()
+    if args.format == 'darknet':
+        check_opencv()
     return plan
+
+
+def check_opencv():
+    """Raises InputError if there is no OpenCV that can read an export to Darknet: 5 cannot, and older ones lack ReLU there."""
+    import cv2
+    if not (os.path.isdir(OPENCV_4) or (4, 5, 5) <= tuple(map(int, re.findall('[0-9]+', cv2.__version__)[:3])) < (5,)):
+        raise InputError("--format darknet needs OpenCV from 4.5.5 on and under 5, to compare, and this is %s: python -m pip "
+                         "install --no-deps --target %s -r requirements-opencv4.txt" % (cv2.__version__, OPENCV_4))
 
 
 def check_outputs(plan):
     """Raises InputError if one of the exports cannot be written."""
     for export in plan:
-        if export.format in ('savedmodel', 'web') and os.path.lexists(export.out):
+        if export.format in ('savedmodel', 'darknet', 'web') and os.path.lexists(export.out):
             raise InputError("%s is there already: name another, or remove it" % export.out)
         if export.format == 'keras' and not export.out.endswith('.keras'):
             raise InputError("Keras loads only what is called .keras: name OUT so")
@@ -86,7 +98,7 @@ def parse_args():
     parser = Parser(prog='export', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--load', required=True, metavar='CKPT', help="checkpoint")
     parser.add_argument('--format', required=True, choices=list(FORMATS) + ['all'], help="what to make")
-    parser.add_argument('out', metavar='OUT', help="file to write; for savedmodel, web and all, a folder")
+    parser.add_argument('out', metavar='OUT', help="file to write; for savedmodel, darknet, web and all, a folder")
     parser.add_argument('--raw', action='store_true', help="without preprocessing: float32 images, of mean 0 and deviation 1")
     parser.add_argument('--rgb', action='store_true', help="images in RGB")
     parser.add_argument('--softmax', action='store_true', help="output probabilities, not logits")
@@ -109,6 +121,8 @@ def parse_args():
         if args.raw or args.features:
             parser.error("--format web takes pictures and shows classes: leave out --raw and --features")
         args.rgb = args.softmax = True    # what a browser reads, and a page shows
+    if args.format == 'darknet' and (args.raw or args.rgb or args.features):
+        parser.error("--format darknet takes RGB / 255 and gives classes, as Darknet does: leave out --raw, --rgb and --features")
     if args.softmax and args.features:
         parser.error("--features are no classes: leave out --softmax")
     if args.trainable and (args.format != 'keras' or args.int8):

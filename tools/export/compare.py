@@ -85,11 +85,12 @@ class Reference:
         expected (dict): for 'pictures' and 'tree', {output: array}.
         labels (list of int): of 'tree'.
         outputs (list of str): the names of the outputs.
+        unfolded (bool): whether the export has BN as it is.
         latency (float): of the graph for one image, in seconds.
     """
 
     def __init__(self, args):
-        self.args = args
+        self.args, self.unfolded = args, args.trainable or args.format == 'darknet'
         self.restore = CheckpointRestore(args.load, BACKBONE if args.features else MODEL_VARIABLE)
         self.model = from_checkpoint(self.restore, output_stride=args.output_stride)
         session, self.outputs = self.session()
@@ -114,9 +115,9 @@ class Reference:
                                                  features=self.args.features, **options)
 
     def frozen_graph(self):
-        """The GraphDef to export: BN is folded, but for --trainable."""
+        """The GraphDef to export."""
         session, _ = self.session(raw=self.args.raw, rgb=self.args.rgb, any_size=self.args.any_size)
-        return frozen.freeze(session, self.outputs, fold=not self.args.trainable)
+        return frozen.freeze(session, self.outputs, fold=not self.unfolded)
 
     def inputs(self, name):
         """Of `images`, those called `name` as an export takes them: a list of batches. With --any_size, each is a photograph."""

@@ -15,22 +15,23 @@ import tabulate
 
 from command_line import InputError, run_module, sync, write_json, write_npz
 from evaluation import frozen
+from tools.darknet import Layout
 from tools.export.compare import Reference, difference
 from tools.export.formats import FORMATS
 from tools.export.labels import labels
 
 LARGEST_ERROR = 1e-4
-LARGEST_TRAINABLE = 1e-5    # of a network whose BN is not folded
+LARGEST_UNFOLDED = 1e-5     # of a network whose BN is not folded
 LARGEST_RESIZED = 1e-3      # of one that resizes pictures: some pixels differ from OpenCV's by one level
 HEADERS = ('export', 'runtime', 'MB', 'ms an image', 'to the graph', 'relative error', 'same top-1')
 Export = collections.namedtuple('Export', 'format int8 out')    # one to make
 
 
-def largest_error(args):
-    """The largest relative error of the outputs that an export with these flags may have."""
-    if args.any_size:
+def largest_error(reference):
+    """The largest relative error of the outputs that an export may have."""
+    if reference.args.any_size:
         return LARGEST_RESIZED
-    return LARGEST_TRAINABLE if args.trainable else LARGEST_ERROR
+    return LARGEST_UNFOLDED if reference.unfolded else LARGEST_ERROR
 
 
 def display_name(export):
@@ -66,10 +67,13 @@ class Exporter:
     def __init__(self, args, work, tf1_python):
         self.reference, self.work, self.tf1_python = Reference(args), work, tf1_python
         self.rows, self.int8_errors = [], None
+        if args.format == 'darknet':
+            Layout(self.reference.model)    # raises what Darknet cannot express
         for name in self.reference.images:
             write_npz(self.file(name + '.npz'), *self.reference.inputs(name))
         write_json(self.file('details.json'), {
             'labels': None if args.features else labels(self.reference.restore.record.classes),
+            'classes': self.reference.restore.record.classes, 'variant': self.reference.restore.variant,
             'rgb': args.rgb, 'raw': args.raw, 'features': args.features, 'any_size': args.any_size})
         graph_def = self.reference.frozen_graph()
         for name, content in ('graph', graph_def), ('dilations', frozen.with_dilations(graph_def, self.reference.outputs)):
@@ -115,7 +119,7 @@ class Exporter:
                 self.int8_errors = [np.mean(values[self.reference.outputs[0]].argmax(1) != self.reference.labels)
                                     for values in (result, expected)]
                 return math.isfinite(error) and self.int8_errors[0] - self.int8_errors[1] <= self.reference.args.int8_loss + 1e-9
-        return error <= largest_error(self.reference.args) and same in (None, count)
+        return error <= largest_error(self.reference) and same in (None, count)
 
     def add_row(self, name, runtime, paths, latency, error='', same=''):
         megabytes = sum(os.path.getsize(path) for path in paths if os.path.isfile(path)) / 1e6

@@ -2,7 +2,8 @@
 
     python -m tools.export.formats FORMAT GRAPH.pb OUT OUTPUTS DETAILS.json [CALIBRATION.npz]
 
-DETAILS.json has `labels`, the names of the classes or null, and the flags `rgb`, `raw`, `features` and `any_size`.
+DETAILS.json has `labels`, the names of the classes or null, `classes`, as the checkpoint records them, its `variant`, and the
+flags `rgb`, `raw`, `features` and `any_size`. For Darknet, the BN of the graph is not folded.
 
 Converters need TensorFlow as version 2 is by default, which tf_compat is not. A new format is an entry in FORMATS, a converter
 here, and a runtime in runtimes.py.
@@ -18,7 +19,7 @@ import zipfile
 from tools.export import labels
 from tools.export.child import end_with_parent, load_batches
 
-INPUT = 'input'
+INPUT, PROBABILITIES = 'input', 'probabilities'
 
 
 def to_frozen(graph_def, outputs, out, details):
@@ -139,6 +140,21 @@ def to_web(graph_def, outputs, out, details):
     write_page(out, details['labels'], shape.dim[-1].dim_value)
 
 
+def to_darknet(graph_def, outputs, out, details):
+    """A folder with cfg, weights and names of the classes. The constants of the graph have the names of the variables."""
+    from tensorflow import make_ndarray
+
+    from checkpoints import MODEL_VARIABLE
+    from ghostnet import GhostNet, infer_architecture
+    from tools import darknet
+    values = {node.name: make_ndarray(node.attr['value'].tensor) for node in graph_def.node
+              if node.op == 'Const' and MODEL_VARIABLE.search(node.name)}
+    options = infer_architecture({name: value.shape for name, value in values.items()}, details['variant'])
+    model = GhostNet(variant=details['variant'], **options)
+    os.mkdir(out)
+    darknet.write(out, darknet.Layout(model, outputs == [PROBABILITIES]), values, details['classes'])
+
+
 def to_keras(graph_def, outputs, out, details):
     """A Keras 3 model of Keras' own layers, named as in the graph. With one output it returns that, else {name: output}."""
     from tools.export.keras_layers import build, with_names
@@ -173,8 +189,10 @@ FORMATS = collections.OrderedDict([
     ('tflite', Format('ghostnet.tflite', to_tflite, True, True, ())),
     ('onnx', Format('ghostnet.onnx', to_onnx, True, True, ('onnx', 'tf2onnx', 'onnxruntime'))),
     ('keras', Format('ghostnet.keras', to_keras, True, True, ())),
+    ('darknet', Format('darknet', to_darknet, False, False, ())),
     ('web', Format('page', to_web, True, True, ('onnx', 'tf2onnx', 'onnxruntime')))])
-ALL = [name for name in FORMATS if name != 'web']    # which needs npm, --rgb and --softmax
+# The page needs npm, --rgb and --softmax; Darknet needs OpenCV 4, and takes RGB.
+ALL = [name for name in FORMATS if name not in ('darknet', 'web')]
 
 
 def main(form, graph, out, outputs, details, calibration=None):

@@ -1,6 +1,7 @@
 """Names for classes: one text for each class of a checkpoint, as exports carry them, and the forms that formats need."""
 import collections
 import json
+import re
 
 CLASSES = 'classes'    # what the formats call them
 
@@ -45,3 +46,34 @@ def as_lines(texts):
             text = text.replace(character, escaped)
         lines.append(text)
     return ''.join(line + '\n' for line in printable(lines)).encode()
+
+
+def from_lines(content):
+    """The inverse of `as_lines`: texts, of lines that another program wrote, too. Raises UnicodeError."""
+    lines = content.decode().replace('\r\n', '\n').split('\n')
+    return unescaped(lines if lines[-1] else lines[:-1])
+
+
+def unescaped(lines):
+    """What `as_lines` escaped: a list of str."""
+    def character(match):
+        if match.group(2):
+            return bytes([int(match.group(2), 16)]).decode('utf-8', 'surrogateescape')
+        return {'n': '\n', 'r': '\r', '\\': '\\'}[match.group(1)]
+    return [re.sub(r'\\(\\|n|r|x([89a-f][0-9a-f]))', character, line) for line in lines]
+
+
+def numbered(count):
+    """What to call classes whose names are not known."""
+    return ['class %d' % label for label in range(count)]
+
+
+def classes_of(names, texts):
+    """The classes, [(name, words), ...], that `labels` calls `texts`, by their names."""
+    ends = [' (%s)' % name for name in names]
+    plain = [text[:-len(end)] if text.endswith(end) else text for text, end in zip(texts, ends)]
+    for candidate in plain, texts:
+        classes = [(name, '' if text == name else text) for name, text in zip(names, candidate)]
+        if labels(classes) == texts:
+            break
+    return classes

@@ -15,6 +15,8 @@ from command_line import cores
 from evaluation.throughput import latency
 from tools.export.child import end_with_parent, load_batches
 
+OPENCV_4 = os.path.join(sys.prefix, 'opencv4')    # as of `pip install --target`
+
 
 def frozen(path, outputs):
     import tensorflow
@@ -77,6 +79,24 @@ def keras(path, outputs):
     return call, 'Keras ' + keras.__version__
 
 
+def darknet(path, outputs):
+    """OpenCV 4 reads Darknet, and 5 does not; so the former may be in a folder of its own."""
+    sys.path[:0] = [OPENCV_4] if os.path.isdir(OPENCV_4) else []
+    import cv2
+
+    from tools.darknet import CFG, WEIGHTS
+    cv2.setNumThreads(cores())
+    net = cv2.dnn.readNetFromDarknet(os.path.join(path, CFG), os.path.join(path, WEIGHTS))
+
+    def single(image):
+        net.setInput(cv2.dnn.blobFromImage(image, 1 / 255.0, swapRB=True))
+        return net.forward().ravel().copy()
+
+    def call(images):    # [scale_channels] of OpenCV takes no more than one at once
+        return [np.stack([single(image) for image in images])]
+    return call, 'OpenCV ' + cv2.__version__
+
+
 def batches(images):
     """An array of images as a list of arrays of 32 images at most."""
     return [images[i:i + 32] for i in range(0, len(images), 32)]
@@ -94,7 +114,8 @@ def web(path, outputs):
     return onnx(os.path.join(path, MODEL), outputs)
 
 
-RUNTIMES = {'frozen': frozen, 'savedmodel': savedmodel, 'tflite': tflite, 'onnx': onnx, 'keras': keras, 'web': web}
+RUNTIMES = {'frozen': frozen, 'savedmodel': savedmodel, 'tflite': tflite, 'onnx': onnx, 'keras': keras, 'darknet': darknet,
+            'web': web}
 
 
 def main(form, path, images, result, outputs):

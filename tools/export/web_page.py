@@ -6,7 +6,7 @@ import subprocess
 import tempfile
 
 from command_line import InputError
-from tools.export.labels import printable
+from tools.export.labels import numbered, printable
 
 SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'web')
 PAGE = ('index.html', 'style.css', 'app.js', 'picture.js')
@@ -54,7 +54,7 @@ def write_page(out, names, classes):
     for name in PAGE:
         shutil.copyfile(os.path.join(SOURCE, name), os.path.join(out, name))
     with open(os.path.join(out, LABELS), 'w') as f:
-        json.dump(printable(names) if names else ['class %d' % label for label in range(classes)], f)
+        json.dump(printable(names or numbered(classes)), f)
     with tempfile.TemporaryDirectory(dir=os.path.dirname(out)) as folder:
         if installed(SOURCE):
             folder = SOURCE

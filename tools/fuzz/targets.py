@@ -7,6 +7,7 @@ import os
 import re
 import struct
 import tarfile
+import tempfile
 import zipfile
 
 from command_line import ROOT
@@ -76,6 +77,26 @@ def keras_seeds():
     return {'state.weights.h5': [file.getvalue()], 'state.keras': [archive.getvalue()]}
 
 
+def darknet_seeds():
+    import numpy as np
+
+    from ghostnet import GhostNet
+    from tools.darknet import BN, CFG, LABELS, WEIGHTS, Layout, is_bn, to_ours, write
+    layout, values = Layout(GhostNet(3, width=0.1)), {}
+    for weights in [section.weights for section in layout.sections if section.weights is not None]:
+        if isinstance(weights.kernel, str):
+            values[weights.kernel] = to_ours(np.zeros(weights.shape, np.float32), weights)
+            for name in [weights.norm + '/' + leaf for leaf in BN] if is_bn(weights.norm) else [weights.norm]:
+                values[name] = np.zeros(weights.shape[0], np.float32)    # variances too, which comments keep then
+    with tempfile.TemporaryDirectory() as folder:
+        write(folder, layout, values, [('n1', 'one'), ('n2', 'two, z\u00e9ro'), ('n3', '')])
+        seeds = {}
+        for name in (CFG, WEIGHTS, LABELS):
+            with open(os.path.join(folder, name), 'rb') as f:
+                seeds[name] = [f.read()]
+    return seeds
+
+
 def tar_of(members):
     """Bytes of a tar with members (name, bytes)."""
     file = io.BytesIO()
@@ -126,6 +147,12 @@ def read_index(path):
 def read_state(path):
     from tools.state_dict import read_state
     read_state(path)
+
+
+def read_darknet(path):
+    from tools.darknet import CFG
+    from tools.read_darknet import read
+    read(os.path.join(os.path.dirname(path), CFG))
 
 
 def read_archive(path):
@@ -223,4 +250,5 @@ TARGETS = collections.OrderedDict([
     ('metadata', Target(metadata_seeds, read_metadata, None, plant_tree)),
     ('index', Target(index_seeds, read_index, mend_index, plant_data)),
     ('state', Target(state_seeds, read_state, None, None)),
+    ('darknet', Target(darknet_seeds, read_darknet, None, None)),
     ('archives', Target(archive_seeds, read_archive, None, None))])
