@@ -80,6 +80,7 @@ SLOW = [
 ELSEWHERE = {
     '.ci/run': {
         'make test-horovod': 'make test-horovod\n',
+        'make test-imgclsmob': 'make test-imgclsmob ',
         'make test-interop': 'make test-interop\n'},
     'Makefile': {
         'make reproduce DATA=<tree> LOAD=models/ghostnet_checkpoint': 'tools.reproduce --data_dir "$(DATA)" --load "$(LOAD)" ',

@@ -2,6 +2,7 @@
 
     python -m tools.import_weights model.safetensors ghostnet_timm      # which library it is of shows in names and shapes
     python -m tools.import_weights --to pytorch ghostnet_timm state_dict.pth
+    python -m tools.import_weights --to imgclsmob ghostnet_imgclsmob ghostnet.params     # of Gluon; .npz of Chainer; .h5 of tf2cv
     python -m tools.import_weights --from keras trained.keras ghostnet_trained       # of tools.export --format keras --trainable
 
 A file is a state dict, as torch.save or safetensors write it, also within what a training script saves, or one of Keras 3. Code in
@@ -18,9 +19,10 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))    # python tools/import_weights.py works too
 
 from command_line import InputError, Parser, atomic_write, check_writable, quiet_tensorpack, required, run
+from tools.foreign_files import FORMATS, format_of
 from tools.keras_weights import SYMMETRIC
-from tools.state_dict import KERAS, WRAPPER, read_state
-from tools.weight_names import LEAVES, LIBRARIES, STEPS, find_network, their_name, to_ours, to_theirs
+from tools.state_dict import KERAS, OTHERS, WRAPPER, read_state
+from tools.weight_names import LEAVES, LIBRARIES, SISTERS, STEPS, find_network, in_order, their_name, to_ours, to_theirs
 
 CLASSIFIER = 'MobileNetV2/Logits/Conv2d_1c_1x1/W'
 OVER_BACKBONE = re.compile('MobileNetV2/(Conv2d_17|Conv2d_18|Logits)/')    # what a backbone lacks
@@ -67,6 +69,19 @@ def compare(found, expected, source, model, optional=()):
                          % (source, model, len(wrong), first_differences(wrong, found, expected, 'there')))
 
 
+def candidate_libraries(library, path):
+    """{name: Library} of those that a file may be of. `library`: one of them, or 'auto'. Raises InputError if it cannot be."""
+    form = format_of(path, OTHERS)
+    if form and library not in ('auto', 'imgclsmob'):
+        raise InputError("%s is a file of imgclsmob, as %s writes it, and not of %s: leave --from out"
+                         % (path, FORMATS[form].writer, library))
+    if form:
+        return {'imgclsmob': SISTERS[form]}
+    if path.endswith(KERAS):
+        raise InputError("%s has the name of a file of Keras 3: leave --from out, or call one of tf2cv .h5 alone" % path)
+    return LIBRARIES if library == 'auto' else {library: LIBRARIES[library]}
+
+
 def import_weights(library, path, out, weights=None):
     """Saves the network in a file as the checkpoint `out`, and prints what it is.
 
@@ -77,14 +92,15 @@ def import_weights(library, path, out, weights=None):
         InputError: see `read_state`, `find_network`, `compare`, `finite_weights`, `save_values`.
     """
     import numpy as np
+    candidates = candidate_libraries(library, path)
     state = read_state(path)    # before TensorFlow is there: together, they would take more memory
-    library, prefix, names = find_network({name: value.shape for name, value in state.values.items()}, path, library, weights)
+    library, prefix, names = find_network({name: value.shape for name, value in state.values.items()}, path, candidates, weights)
     from checkpoints import finite_weights
     quiet_tensorpack()
-    variant = LIBRARIES[library].variant
-    theirs = {name: prefix + their_name(name, LIBRARIES[library]) for name in variable_shapes(variant=variant)}
-    values = {name: to_ours(name, state.values[theirs[name]]) for name in theirs if theirs[name] in names}
-    options, shapes = expected_shapes(values, variant)
+    layout, there = candidates[library], set(names)
+    theirs = {name: prefix + their_name(name, layout) for name in variable_shapes(variant=layout.variant)}
+    values = {name: to_ours(name, state.values[theirs[name]], layout) for name in theirs if theirs[name] in there}
+    options, shapes = expected_shapes(values, layout.variant)
 
     def own(name):
         return name.split(WRAPPER)[-1]
@@ -92,13 +108,13 @@ def import_weights(library, path, out, weights=None):
     for name, shape in shapes.items():    # as their file has it, if it is right, or else their library
         fits = name in values and values[name].shape == shape
         expected[own(theirs[name])] = state.values[theirs[name]].shape if fits else to_theirs(
-            name, np.broadcast_to(np.float32(0), shape), LIBRARIES[library]).shape
+            name, np.broadcast_to(np.float32(0), shape), layout).shape
     compare({own(name): state.values[name].shape for name in names}, expected, path, 'a GhostNet of ' + library,
             [own(theirs[name]) for name in shapes if name.endswith(STEPS)])
     weights = finite_weights({own(theirs[name]): value for name, value in values.items()
                               if not (name.endswith(STEPS) and value.dtype.kind in 'iu')}, path)
     values.update({name: weights[own(theirs[name])] for name in values if own(theirs[name]) in weights})
-    save(values, out, options, variant, described(library, path, prefix, [state.dtypes[theirs[name]] for name in values]))
+    save(values, out, options, layout.variant, described(library, path, prefix, [state.dtypes[theirs[name]] for name in values]))
 
 
 def described(library, path, prefix, dtypes):
@@ -180,28 +196,44 @@ def checked_checkpoint(out):
     return out
 
 
+def writer_for(library, out):
+    """The Library whose names and layouts a file called `out` gets, and the function that writes {name: array} to an open file.
+
+    Raises:
+        InputError: a package is missing, or the library has no such files.
+    """
+    ending = os.path.splitext(out)[1]
+    if ending in FORMATS:
+        if library != 'imgclsmob':
+            raise InputError("%s is a name for files of imgclsmob: for %s, name one .pth or .safetensors" % (out, library))
+        if ending == '.h5':
+            required('h5py', "pip install -r requirements.txt")
+        return SISTERS[ending], FORMATS[ending].write
+    if ending == '.safetensors':
+        save = required('safetensors.numpy').save
+        return LIBRARIES[library], lambda f, state: f.write(save(state))
+    torch = required('torch')
+    return LIBRARIES[library], lambda f, state: torch.save({name: torch.from_numpy(value) for name, value in state.items()}, f)
+
+
 def export_weights(library, path, out):
     import numpy as np
 
     from checkpoints import CheckpointRestore
     quiet_tensorpack()
     check_writable(out)
-    save = required('safetensors.numpy').save if out.endswith('.safetensors') else None
-    torch = None if save else required('torch')
+    layout, write = writer_for(library, out)
     restore = CheckpointRestore(path, re.compile('(%s)$' % '|'.join(LEAVES)))
-    if restore.variant != LIBRARIES[library].variant:
+    if restore.variant != layout.variant:
         raise InputError("%s is a checkpoint of the variant '%s', and %s has no such network: only '%s' can go there"
-                         % (path, restore.variant, library, LIBRARIES[library].variant))
+                         % (path, restore.variant, library, layout.variant))
     _, shapes = expected_shapes(restore.values, restore.variant)
     compare({name: value.shape for name, value in restore.values.items()}, shapes, path, 'a GhostNet of ' + library,
             [name for name in shapes if name.endswith(STEPS)])
-    state = {their_name(name, LIBRARIES[library]): np.array(to_theirs(name, value, LIBRARIES[library]), order='C')
-             for name, value in restore.values.items()}
+    state = {their_name(name, layout): np.array(to_theirs(name, restore.values[name], layout), order='C')
+             for name in sorted(restore.values, key=in_order) if layout.steps or not name.endswith(STEPS)}
     with atomic_write(out) as f:
-        if save:
-            f.write(save(state))
-        else:
-            torch.save({name: torch.from_numpy(value) for name, value in state.items()}, f)
+        write(f, state)
     print("%s: %d tensors" % (out, len(state)))
 
 
@@ -220,8 +252,10 @@ def parse_args():
     direction.add_argument('--from', dest='library', choices=['auto'] + sorted(LIBRARIES) + ['keras'], default='auto',
                            help="the library that FILE is of (default: auto, which finds it)")
     direction.add_argument('--to', choices=sorted(LIBRARIES), help="the library to write a state dict for")
-    parser.add_argument('source', metavar='FILE', help="state dict (.safetensors, torch.save) or .keras; for --to, a checkpoint")
-    parser.add_argument('out', metavar='OUT', help="checkpoint to write; for --to, .safetensors or any other name for torch.save")
+    parser.add_argument('source', metavar='FILE', help="state dict (.safetensors, torch.save), .keras, or .params, .npz or .h5 of "
+                        "imgclsmob; for --to, a checkpoint")
+    parser.add_argument('out', metavar='OUT', help="checkpoint to write; for --to, .safetensors, for imgclsmob .params, .npz or "
+                        ".h5, or any other name for torch.save")
     parser.add_argument('--weights', choices=['plain', 'ema'], help="which to take of a file with the weights of the last step and "
                         "their moving average")
     parser.add_argument('--base', metavar='CKPT', help="--from keras: the checkpoint that was exported, from which come the names "

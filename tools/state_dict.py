@@ -1,6 +1,6 @@
-"""Reads a state dict, or a file of Keras, in a process of its own: what a crafted one asks for, or breaks, is no more than that.
+"""Reads the tensors in a file, in a process of its own: what a crafted one asks for, or breaks, is no more than that.
 
-    python -m tools.state_dict FILE > tensors.npz    # arr_0 are the names, arr_1 the dtypes in the file, the others the tensors
+    python -m tools.state_dict FILE > tensors.npz    # arr_0: their names; arr_1: their dtypes in the file; then the tensors
 """
 import argparse
 import collections
@@ -18,8 +18,10 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) 
 
 from checkpoint_index import LARGEST_INDEX, LONGEST_NAME, MOST_ENTRIES, is_name
 from command_line import InputError, required, run
+from tools.foreign_files import FORMATS, format_of
 
 KERAS = ('.keras', '.weights.h5')
+OTHERS = KERAS + ('.safetensors',)    # than tools/foreign_files.py has, and than torch.save's
 WRAPPER = '\t'    # behind the names of the dicts that a tensor is in
 DEEPEST = 4       # dicts within dicts, as training scripts save a state dict
 # `values`: {name: np.ndarray}. Of tensors in nested dicts, those of the keys come first: 'state_dict\tconv_stem.weight'. `dtypes`:
@@ -64,8 +66,12 @@ def limit(size):
         resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
-def loader(path):
-    """The function of safetensors, PyTorch or HDF5 that loads a file of such a name. Raises InputError if it is missing."""
+def loader(path, form):
+    """The function that loads a file of such a name, or of this one of FORMATS. Raises InputError if a package is missing."""
+    if form:
+        if form == '.h5':
+            required('h5py', "pip install -r requirements.txt")
+        return FORMATS[form].read
     if path.endswith(KERAS):
         required('h5py', "pip install -r requirements.txt")
         from tools.keras_weights import load as load_keras
@@ -112,24 +118,27 @@ def load(path):
     """What a file has in it. Raises InputError if it cannot be read."""
     if not os.path.isfile(path):
         raise InputError("there is no file %s" % path)
-    function = loader(path)
+    form = format_of(path, OTHERS)
+    function = loader(path, form)
     limit(os.path.getsize(path))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')    # of what is refused next
-            check_file(path)
+            if not form:
+                check_file(path)
             return function(path)
     except pickle.UnpicklingError as error:
         code = re.search(r'GLOBAL ([\w.]+)', str(error))
         raise InputError("%s is truncated, or has more in it than tensors%s, which is not executed: save model.state_dict()"
                          % (path, ', such as ' + code.group(1) if code else ''))
     except Exception as error:    # RuntimeError, EOFError, MemoryError, SafetensorError and others
-        kind = 'what Keras 3 saves of a trainable export' if path.endswith(KERAS) else 'a state dict'
+        kind = 'what %s saves' % FORMATS[form].writer if form else (
+            'what Keras 3 saves of a trainable export' if path.endswith(KERAS) else 'a state dict')
         raise InputError("%s is truncated, or not %s: get it again (%s)"
                          % (path, kind, (str(error) or repr(error)).splitlines()[0][:120]))
 
 
-def state_dicts(content, path, wrappers=()):
+def state_dicts(content, wrappers=()):
     """Yields (WRAPPER's names, dict) for each dict of tensors in what a file has in it."""
     if isinstance(content, dict) and all(isinstance(name, str) for name in content):
         if all(hasattr(value, 'shape') for value in content.values()) and content:
@@ -137,12 +146,12 @@ def state_dicts(content, path, wrappers=()):
         elif len(wrappers) < DEEPEST:
             for key, value in content.items():
                 if is_name(key):
-                    yield from state_dicts(value, path, wrappers + (key,))
+                    yield from state_dicts(value, wrappers + (key,))
 
 
 def tensors_in(path):
     """The dense tensors of the state dicts in a file, as Tensors. Raises InputError: see `read_state`."""
-    found = list(state_dicts(load(path), path))
+    found = list(state_dicts(load(path)))
     if not found:
         raise InputError("%s is not a state dict, {name: tensor}, and has none in it: save model.state_dict()" % path)
     if not all(is_name(name) for _, state in found for name in state) or sum(len(state) for _, state in found) > MOST_ENTRIES:

@@ -9,13 +9,16 @@ import re
 from command_line import InputError
 
 # For each library: the variant of the network, how many bottlenecks its stages have, and the names of its modules, a convolution
-# and its BN for each of ours. {} is the place of a bottleneck. `matrices` are the modules of 1x1 kernels that it keeps as (O, I).
-Library = collections.namedtuple('Library', 'variant stages block modules matrices')
+# and its BN for each of ours, in the order of the network. {} is the place of a bottleneck. `matrices` are the modules whose 1x1
+# kernels it keeps as (O, I). `renamed` makes its own name of one in PyTorch's style. `tensorflow`: whether its kernels have
+# TensorFlow's axes. `steps`: whether its BN counts them.
+Library = collections.namedtuple('Library', 'variant stages block modules matrices renamed tensorflow steps')
+Library.__new__.__defaults__ = (str, False, True)
 
 
-def pairs(*names):
-    """Names of a module that holds a convolution and its BN."""
-    return {ours: (theirs + '.conv', theirs + '.bn') for ours, theirs in names}
+def both(module):
+    """The names of the convolution and the BN in a module."""
+    return module + '.conv', module + '.bn'
 
 
 PYTORCH = Library('pytorch', [1, 1, 1, 1, 1, 1, 5, 1, 4], lambda stage, unit: 'blocks.%d.%d.' % (stage, unit), {
@@ -48,27 +51,67 @@ IAMHANKAI = Library('iamhankai', [16], lambda stage, unit: 'features.%d.' % (uni
     '18': ('classifier.0', 'classifier.1'),
     'Logits': ('classifier.4', None),
 }, {'se/fc1', 'se/fc2', '18', 'Logits'})
+PYTORCHCV = Library('imgclsmob', [1, 2, 2, 6, 5], lambda stage, unit: 'features.stage%d.unit%d.' % (stage + 1, unit + 1), {
+    '0': both('features.init_block'),
+    'up_pointwise/conv1': both('{}body.exp_conv.main_conv'),
+    'up_pointwise/dw1': both('{}body.exp_conv.cheap_conv'),
+    'depthwise': both('{}body.dw_conv'),
+    'se/fc1': ('{}body.se.conv1', None),
+    'se/fc2': ('{}body.se.conv2', None),
+    'down_pointwise/conv1': both('{}body.pw_conv.main_conv'),
+    'down_pointwise/dw1': both('{}body.pw_conv.cheap_conv'),
+    'shortcut_dw': both('{}identity_conv.dw_conv'),
+    'shortcut_1x1': both('{}identity_conv.pw_conv'),
+    '17': both('features.final_block'),
+    '18': both('output.conv1'),
+    'Logits': ('output.conv2', None),
+}, set())
+
+
+def leaf_renamed(name, conv, bn):
+    """A name with another last part: `conv` and `bn` are the leaves of PyTorch and those of a library."""
+    module, leaf = name.rsplit('.', 1)
+    return module, (bn if module.endswith('.bn') else conv)[leaf]
+
+
+def gluon_name(name):
+    """The name in gluoncv2 for one in pytorchcv: 'features.2.0...' for 'features.stage2.unit1...'."""
+    module, leaf = leaf_renamed(name, {'weight': 'weight', 'bias': 'bias'}, {
+        'weight': 'gamma', 'bias': 'beta', 'running_mean': 'running_mean', 'running_var': 'running_var', STEPS: STEPS})
+    module = module.replace('features.init_block', 'features.0').replace('features.final_block', 'features.6')
+    module = re.sub(r'stage(\d)[.]unit(\d)', lambda match: '%s.%d' % (match.group(1), int(match.group(2)) - 1), module)
+    return re.sub('^output[.]', 'output.0.', module) + '.' + leaf
+
+
+def chainer_name(name):
+    """The name in chainercv2 for one in pytorchcv: 'features/stage2/unit1...'. N is the counter of Chainer's BN."""
+    module, leaf = leaf_renamed(name, {'weight': 'W', 'bias': 'b'}, {
+        'weight': 'gamma', 'bias': 'beta', 'running_mean': 'avg_mean', 'running_var': 'avg_var', STEPS: 'N'})
+    return re.sub('^output[.]', 'output.final_conv.', module).replace('.', '/') + '/' + leaf
+
+
+def tf2cv_name(name):
+    """The name in tf2cv for one in pytorchcv: 'features/ghost_net/features/features/stage2/stage2/unit1...'."""
+    depthwise = re.search('(cheap_conv|dw_conv)[.]conv[.]weight$', name)
+    module, leaf = leaf_renamed(name, {'weight': 'dw_conv/depthwise_kernel' if depthwise else 'conv/kernel', 'bias': 'conv/bias'}, {
+        'weight': 'gamma', 'bias': 'beta', 'running_mean': 'moving_mean', 'running_var': 'moving_variance', STEPS: STEPS})
+    module = re.sub(r'^features[.](stage\d[.])?',
+                    lambda match: 'features/ghost_net/features/features.' + 2 * (match.group(1) or ''), module)
+    return re.sub('^output[.]', 'output1/ghost_net/output1/', module).replace('.', '/') + '/' + leaf + ':0'
+
+
 LIBRARIES = {
     'pytorch': PYTORCH,
     'timm': PYTORCH,    # has its names from there
     'iamhankai': IAMHANKAI,
     'd-li14': IAMHANKAI._replace(variant='d-li14'),
-    'imgclsmob': Library(
-        'imgclsmob', [1, 2, 2, 6, 5], lambda stage, unit: 'features.stage%d.unit%d.' % (stage + 1, unit + 1), dict(pairs(
-            ('0', 'features.init_block'),
-            ('up_pointwise/conv1', '{}body.exp_conv.main_conv'),
-            ('up_pointwise/dw1', '{}body.exp_conv.cheap_conv'),
-            ('depthwise', '{}body.dw_conv'),
-            ('down_pointwise/conv1', '{}body.pw_conv.main_conv'),
-            ('down_pointwise/dw1', '{}body.pw_conv.cheap_conv'),
-            ('shortcut_dw', '{}identity_conv.dw_conv'),
-            ('shortcut_1x1', '{}identity_conv.pw_conv'),
-            ('17', 'features.final_block'),
-            ('18', 'output.conv1'),
-        ), **{
-            'se/fc1': ('{}body.se.conv1', None),
-            'se/fc2': ('{}body.se.conv2', None),
-            'Logits': ('output.conv2', None)}), set()),
+    'imgclsmob': PYTORCHCV,
+}
+# Of imgclsmob, the libraries besides pytorchcv, by the ending of their files' names.
+SISTERS = {
+    '.params': PYTORCHCV._replace(renamed=gluon_name, steps=False),
+    '.npz': PYTORCHCV._replace(renamed=chainer_name),
+    '.h5': PYTORCHCV._replace(renamed=tf2cv_name, tensorflow=True, steps=False),
 }
 # PyTorch's BN counts the steps that it was trained for. A checkpoint keeps that too, for the way back.
 STEPS = 'num_batches_tracked'
@@ -88,17 +131,23 @@ def blocks(library):
     return [library.block(stage, unit) for stage, length in enumerate(library.stages) for unit in range(length)]
 
 
-def module_of(variable, library):
-    """For a variable of ours: the key of its module in a library, its row or None, whether it is of BN, and its last part."""
+def module_of(variable):
+    """For a variable of ours: the key of its module in a Library, its row or None, whether it is of BN, and its last part."""
     row, logits, layer, bn, leaf = VARIABLE.match(variable).groups()
     return logits or layer or row, row, bool(bn), leaf
 
 
 def their_name(variable, library):
     """The name in a state dict of `library` that goes with a variable of ours."""
-    module, row, bn, leaf = module_of(variable, library)
+    module, row, bn, leaf = module_of(variable)
     name = library.modules[module][bn] + '.' + LEAVES[leaf]
-    return name.format(blocks(library)[int(row) - 1]) if '{}' in name else name
+    return library.renamed(name.format(blocks(library)[int(row) - 1]) if '{}' in name else name)
+
+
+def in_order(variable):
+    """A key that sorts variables of ours as the network has them."""
+    module, row, _, leaf = module_of(variable)
+    return int(row or 19), list(PYTORCHCV.modules).index(module), list(LEAVES).index(leaf)
 
 
 def possible_names(library):
@@ -107,7 +156,7 @@ def possible_names(library):
     for conv, bn in library.modules.values():
         for module, leaves in (conv, CONV_LEAVES), (bn, BN_LEAVES):
             for block in blocks(library) if module and '{}' in module else ['']:
-                names.update('%s.%s' % (module.format(block), leaf) for leaf in leaves.values() if module)
+                names.update(library.renamed('%s.%s' % (module.format(block), leaf)) for leaf in leaves.values() if module)
     return names
 
 
@@ -116,12 +165,13 @@ def axes(variable):
     return [2, 3, 0, 1] if re.search('(/DW|_depthwise/W|_shortcut_dw/W)$', variable) else [2, 3, 1, 0]
 
 
-def to_ours(variable, value):
+def to_ours(variable, value, library):
     """A tensor of theirs as the value of our variable: a 1x1 kernel may be a matrix, and the stem takes BGR in place of RGB."""
-    if value.ndim == 2:
+    if value.ndim == 2 and not library.tensorflow:
         value = value[:, :, None, None]
     if value.ndim == 4:
-        value = value.transpose(axes(variable))
+        if not library.tensorflow:
+            value = value.transpose(axes(variable))
         if variable == STEM:
             value = value[:, :, ::-1]
     return value
@@ -131,49 +181,45 @@ def to_theirs(variable, value, library):
     """The inverse of `to_ours`."""
     if variable == STEM:
         value = value[:, :, ::-1]
-    if value.ndim == 4:
+    if value.ndim == 4 and not library.tensorflow:
         order = axes(variable)
         value = value.transpose([order.index(axis) for axis in range(4)])
-        if module_of(variable, library)[0] in library.matrices:
+        if module_of(variable)[0] in library.matrices:
             value = value[:, :, 0, 0]
     return value
 
 
 # ------------------------------------------------------------------------------------------------------- which network it is
 
-def find_network(shapes, path, library, weights):
-    """The library of the one network in a file, and the prefix of its names.
+def find_network(shapes, path, libraries, weights):
+    """The one network in a file: of which library it is, and what it is called.
 
     Args:
         shapes (dict): {name: shape} of all tensors in the file `path`, with WRAPPER.
-        library (str): one of LIBRARIES, or 'auto' to find it.
+        libraries (dict): {name: Library} of those that it may be of.
         weights (str): 'plain' or 'ema' if that was asked for, or None.
     Returns:
-        (str, str, list): one of LIBRARIES; what comes before its names, which ends with WRAPPER, '.' or nothing; and the names of
-            all tensors in the dict that the network is in, but for those of other networks there.
+        (str, str, list): one of `libraries`; what comes before its names, which ends with WRAPPER, a separator or nothing; and the
+            names of all tensors in the dict that the network is in, but for those of other networks there.
     Raises:
-        InputError: there is none (with 'auto'), or more than one.
+        InputError: there is none (unless there is only one library), or more than one.
     """
-    known = {name: possible_names(LIBRARIES[name]) for name in LIBRARIES} if library == 'auto' else {
-        library: possible_names(LIBRARIES[library])}
+    known = {name: possible_names(library) for name, library in libraries.items()}
     counts = collections.Counter()
     for name in shapes:
-        for cut in [0] + [match.end() for match in re.finditer('[.%s]' % WRAPPER, name)]:
+        for cut in [0] + [match.end() for match in re.finditer('[./%s]' % WRAPPER, name)]:
             counts.update((other, name[:cut]) for other in known if name[cut:] in known[other])
-    best, prefixes = library, []
-    if counts:
-        best = max(sorted(known), key=lambda other: max([count for (name, _), count in counts.items() if name == other] or [0]))
-        prefixes = sorted(prefix for (name, prefix), count in counts.items() if name == best and count >= FEWEST_NAMES)
-    if not prefixes and library == 'auto':
+    best = max(sorted(known), key=lambda other: max([count for (name, _), count in counts.items() if name == other] or [0]))
+    prefixes = sorted(prefix for (name, prefix), count in counts.items() if name == best and count >= FEWEST_NAMES)
+    if not prefixes and len(libraries) > 1:
         raise InputError("%s is no GhostNet of %s: its tensors are called %s" % (
-            path, ', '.join(sorted(LIBRARIES)), ', '.join(name.split(WRAPPER)[-1] for name in list(shapes)[:3]) or 'nothing'))
+            path, ', '.join(sorted(libraries)), ', '.join(name.split(WRAPPER)[-1] for name in list(shapes)[:3]) or 'nothing'))
     if not prefixes:    # which the comparison says
-        largest = collections.Counter(dict_of(name) for name in shapes).most_common(1)
-        prefixes = [largest[0][0] if largest else '']
+        prefixes = [name for name, _ in collections.Counter(map(dict_of, shapes)).most_common(1)] or ['']
     prefix = choose(prefixes, path, weights)
     names = [name for name in shapes if dict_of(name) == dict_of(prefix) and name.split(WRAPPER)[-1] not in BOOKKEEPING
              and max([other for other in prefixes if name.startswith(other)] or [prefix], key=len) == prefix]
-    return (same_names(best, prefix, shapes) if library == 'auto' else library), prefix, names
+    return same_names(best, prefix, shapes) if len(libraries) > 1 else best, prefix, names
 
 
 def dict_of(name):
