@@ -7,6 +7,7 @@ import collections
 import re
 
 from command_line import InputError
+from tools.state_dict import WRAPPER
 
 # For each library: the variant of the network, how many bottlenecks its stages have, and the names of its modules, a convolution
 # and its BN for each of ours, in the order of the network. {} is the place of a bottleneck. `matrices` are the modules whose 1x1
@@ -120,7 +121,6 @@ BN_LEAVES = {'gamma': 'weight', 'beta': 'bias', 'mean/EMA': 'running_mean', 'var
 LEAVES = dict(CONV_LEAVES, **BN_LEAVES)
 VARIABLE = re.compile(r'MobileNetV2/(?:Conv2d_(\d+)_?|(Logits)/Conv2d_1c_1x1)(.*?)/((?:bn|output)/)?(%s)$' % '|'.join(LEAVES))
 STEM = 'MobileNetV2/Conv2d_0/W'
-WRAPPER = '\t'        # in the names of tools/state_dict.py, behind those of the dicts that a tensor is in
 MOVING_AVERAGE = re.compile(r'(^|[._\t])ema([._\t]|$)', re.IGNORECASE)
 FEWEST_NAMES = 40     # of a library, behind one prefix: those of a network. A backbone without its BN's steps has over 300.
 BOOKKEEPING = ('n_averaged',)    # of torch.optim.swa_utils.AveragedModel: no weights
