@@ -3,6 +3,7 @@ VENV := .venv
 VENV_TF1 := .venv-tf1
 VENV_HOROVOD := .venv-horovod
 VENV_INTEROP := .venv-interop
+VENV_IMGCLSMOB := .venv-imgclsmob
 
 # As many tests at once as there are cores, at most four: each worker takes about 1.5 GB of memory.
 PYTEST := -m pytest -n logical --maxprocesses 4
@@ -11,7 +12,7 @@ IMAGE := ghostnet-tf1
 LOAD := models/ghostnet_checkpoint
 
 .DEFAULT_GOAL := help
-.PHONY: help eval fetch data reproduce lint test test-all test-tf1 test-interop test-horovod test-docker train-digits clean
+.PHONY: help eval fetch data reproduce lint test test-all test-tf1 test-interop test-imgclsmob test-horovod test-docker train-digits clean
 
 help:
 	@echo "make eval          evaluate the included network on 360 digits (installs $(VENV), 2.5 GB)"
@@ -24,6 +25,7 @@ help:
 	@echo "make test-all      run all tests"
 	@echo "make test-tf1      run all tests with TensorFlow 1.13.1 (needs CPython 3.6; $(VENV_TF1), 1 GB)"
 	@echo "make test-interop  run those with other libraries and runtimes ($(VENV_INTEROP), 8 GB)"
+	@echo "make test-imgclsmob  run those with Gluon, Chainer and tf2cv (needs CPython 3.7; $(VENV_IMGCLSMOB), 1.5 GB)"
 	@echo "make test-horovod  run those of several machines (needs CPython 3.7; $(VENV_HOROVOD), 2 GB)"
 	@echo "make test-docker   build the publication's image and test it (needs a Docker engine)"
 	@echo "make clean         remove the environments and the prepared digits"
@@ -63,6 +65,10 @@ test-horovod: $(VENV_HOROVOD)/installed
 test-interop: $(VENV_INTEROP)/installed $(VENV_TF1)/installed
 	$(VENV_INTEROP)/bin/python $(PYTEST) tests/tools/test_import_weights.py $(wildcard tests/tools/test_export*.py) tests/tools/test_bench.py \
 		tests/tools/test_darknet.py tests/tools/test_own_pictures.py tests/evaluation/test_report_browser.py $(ARGS)
+
+# Files are read and written on today's stack; their libraries, in an environment of an older Python, open them.
+test-imgclsmob: $(VENV_IMGCLSMOB)/installed $(VENV)/installed
+	GHOSTNET_IMGCLSMOB_PYTHON=$(VENV_IMGCLSMOB)/bin/python $(VENV)/bin/python -m pytest tests/tools/test_foreign_files.py $(ARGS)
 
 # Builds the era's image and runs it as its users do, the tests among them.
 test-docker: $(VENV)/installed
@@ -122,5 +128,15 @@ $(VENV_HOROVOD)/installed: requirements-horovod.txt
 		--no-build-isolation -r requirements-horovod.txt && \
 	touch $@
 
+$(VENV_IMGCLSMOB)/installed: requirements-imgclsmob.txt
+	@for python in $(PYTHON37) python3.7 $(wildcard $(HOME)/.pyenv/versions/3.7.*/bin/python3.7); do \
+		$$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 7))' 2>/dev/null && break; python=; \
+	done; \
+	[ -n "$$python" ] || { echo "make: no CPython 3.7 found: install one, or name it with PYTHON37=..." >&2; exit 2; }; \
+	sh tools/environments.sh new $$python $(VENV_IMGCLSMOB) && \
+	echo "Installing requirements-imgclsmob.txt into $(VENV_IMGCLSMOB) with $$($$python --version) (about 1.5 GB, a minute)" && \
+	$(VENV_IMGCLSMOB)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-imgclsmob.txt && \
+	touch $@
+
 clean:
-	@sh tools/environments.sh clean $(VENV) $(VENV_TF1) $(VENV_HOROVOD) $(VENV_INTEROP)
+	@sh tools/environments.sh clean $(VENV) $(VENV_TF1) $(VENV_HOROVOD) $(VENV_INTEROP) $(VENV_IMGCLSMOB)

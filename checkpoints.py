@@ -14,7 +14,6 @@ from command_line import InputError, sync, work_folder
 
 # The last part of the name of every variable that belongs to a model; what training adds (slots, counters) ends otherwise.
 MODEL_VARIABLE = re.compile('(^|/)(W|DW|b|beta|gamma|EMA)$')
-ALL_BUT_LAST_LAYER = re.compile('^(?!.*/Logits/).*' + MODEL_VARIABLE.pattern)
 PUBLISHED = 'published'
 # What a checkpoint records of its network besides the weights, as tensors of these names. `variant` is a string, absent for the
 # published one. `classes`, where they are known, are strings (N, 2) in the order of the labels: a name, which is a WordNet id or

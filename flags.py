@@ -61,7 +61,7 @@ def add_device_flags(how):
 def add_network_flags(net):
     net.add_argument('--width_ratio', type=number(float, lambda x: 0 < x <= 10, "a number above 0, at most 10"),
                      default=argparse.SUPPRESS, help="width multiplier (default: that of --load, else 1)")
-    net.add_argument('--variant', choices=['published', 'pytorch', 'imgclsmob'], default=argparse.SUPPRESS,
+    net.add_argument('--variant', choices=['published', 'pytorch', 'imgclsmob', 'iamhankai', 'd-li14'], default=argparse.SUPPRESS,
                      help="whose GhostNet (default: that recorded in --load, else published)")
     net.add_argument('--se', type=number(int, lambda n: n >= 0, "0 or a positive integer"), default=argparse.SUPPRESS,
                      help="squeeze-and-excitation, 0 for none (default: as in --load, else 3)")

@@ -5,6 +5,7 @@ libraries, whose weights tools/import_weights.py brings in.
 """
 import collections
 import contextlib
+import itertools
 import math
 import re
 
@@ -54,10 +55,11 @@ ROWS = [
     Bottleneck(5, 1, 160, 960 / 160, True),
     Conv(1, 1, 960),
 ]
+LAST_WIDER = 12                  # the last bottleneck with a 1x1 convolution in its shortcut
 HEAD_DEPTH = 1280                # row 18, behind the average pool: the width multiplier does not reach it
 LARGEST_WIDTH = 10               # of the width multiplier
 CODE_LENGTH = len(ROWS) + 1      # the published code had an entry for every row, though only the bottlenecks use theirs
-BACKBONE = re.compile('^(?!MobileNetV2/(Logits|Conv2d_%d)/).*%s' % (len(ROWS), MODEL_VARIABLE.pattern))    # for CheckpointRestore
+TOP = ['Logits', 'Conv2d_%d' % len(ROWS), 'Conv2d_%d' % (len(ROWS) - 1)]    # the scopes that a backbone can lack, from the last one
 
 
 def nearest(depth):
@@ -81,6 +83,9 @@ VARIANTS = {
     'pytorch': Variant(True, True, False, divisible, lambda channels: divisible(channels / 4), False, False, False),
     # pytorchcv, by osmr
     'imgclsmob': Variant(True, False, True, divisible, lambda channels: channels // 4, True, True, True),
+    # iamhankai/ghostnet.pytorch and d-li14/ghostnet.pytorch
+    'iamhankai': Variant(True, False, True, divisible, lambda channels: channels // 4, False, False, False),
+    'd-li14': Variant(True, False, True, divisible, lambda channels: channels // 4, False, False, True),
 }
 
 
@@ -120,21 +125,21 @@ def infer_architecture(shapes, variant=PUBLISHED):
     Args:
         shapes (dict): {variable name: shape}.
     Returns:
-        dict: num_classes, width, se, dw_code and ratio_code; None if it is not a GhostNet.
+        dict: num_classes (None without a classifier), width, se, dw_code and ratio_code; None if it is not a GhostNet.
     """
     def shape(name):
         found = shapes.get('MobileNetV2/' + name, ())
         return found if len(found) == 4 and all(found) else None
 
-    last, head = shape('Conv2d_%d/W' % (len(ROWS) - 1)), shape('Logits/Conv2d_1c_1x1/W')
-    if last is None or head is None:
-        return None
+    head = shape('Logits/Conv2d_1c_1x1/W')
     outputs = {i: shape('Conv2d_%d%s/W' % (i, '' if isinstance(row, Conv) else '_shortcut_1x1')) for i, row in enumerate(ROWS)}
+    if not (outputs[len(ROWS) - 1] or outputs[LAST_WIDER]):
+        return None
     inner = {i: shape('Conv2d_%d_down_pointwise/conv1/W' % i) for i, row in enumerate(ROWS) if isinstance(row, Bottleneck)}
     cheap = [shape('Conv2d_%d_up_pointwise/dw1/DW' % i) for i, row in enumerate(ROWS) if isinstance(row, Bottleneck)]
     cheap += [cheap[-1]] * (CODE_LENGTH - len(cheap))
     return {
-        'num_classes': head[-1],
+        'num_classes': head and head[-1],
         'width': infer_width({i: kernel[-1] for i, kernel in outputs.items() if kernel},
                              {i: kernel[-2] for i, kernel in inner.items() if kernel}, variant),
         'se': 3 if any('_se/' in n for n in shapes) else 0,
@@ -157,20 +162,45 @@ def infer_width(channels, expanded, variant):
             if all(model.channels(ROWS[i]) == count for i, count in channels.items()) and \
                     all(model.expanded(ROWS[i], ROWS[i - 1].depth) == count for i, count in expanded.items()):
                 return k / parts
-    return channels[len(ROWS) - 1] / ROWS[-1].depth
+    return channels[max(channels)] / ROWS[max(channels)].depth
 
 
-def from_checkpoint(restore, **options):
+def from_checkpoint(restore, features=False, **options):
     """The GhostNet that `restore`, a CheckpointRestore, has the weights of. `options` are further arguments of it.
 
     Raises:
-        InputError: it is not a GhostNet, or of a variant that is not among VARIANTS.
+        InputError: it is not a GhostNet, or of a variant that is not among VARIANTS, or, unless only its feature maps will be
+            taken, without a classifier.
     """
     known_variant(restore.variant)
     made_with = infer_architecture(restore.shapes, restore.variant)
     if made_with is None:
         raise InputError("the checkpoint %s is not one of a GhostNet" % restore.path)
+    if not features:
+        need_classifier(restore)
     return GhostNet(variant=restore.variant, **dict(made_with, **options))
+
+
+def need_classifier(source):
+    """Raises InputError if `source`, a CheckpointRestore or Description, is of a GhostNet without its last layers."""
+    made_with = infer_architecture(source.shapes, known_variant(source.record.variant))
+    if made_with is not None and made_with['num_classes'] is None:
+        raise InputError("the checkpoint %s has no classifier, and so no classes: train one by --train --finetune, or export its "
+                         "feature maps by tools.export --features" % source.path)
+
+
+def absent_top(shapes):
+    """Those of TOP that the GhostNet with these variables, {name: shape}, lacks: a list, from the last one on."""
+    there = {name.split('/')[1] for name in shapes if name.startswith('MobileNetV2/')}
+    return list(itertools.takewhile(lambda scope: scope not in there, TOP))
+
+
+def all_but(scopes):
+    """A pattern for CheckpointRestore: all variables but those in these scopes, a list."""
+    return re.compile('^(?!MobileNetV2/(%s)/).*%s' % ('|'.join(scopes), MODEL_VARIABLE.pattern))
+
+
+BACKBONE = all_but(TOP)    # what `feature_maps` takes
 
 
 def known_variant(variant):
@@ -256,12 +286,12 @@ class GhostNet(ImageNetModel):
                 argscope(BatchNorm, training=False if self.freeze_bn else None), tf.variable_scope('MobileNetV2'):
             yield
 
-    def row_outputs(self, image):
-        """What comes out of each of ROWS: a list of tensors. `image` as ``get_logits`` takes it, but of any size."""
+    def row_outputs(self, image, rows=ROWS):
+        """What comes out of each of the first ROWS: a list of tensors. `image` as ``get_logits`` takes it, but of any size."""
         x, in_depth, outputs = self.image_preprocess(image) if image.dtype == tf.uint8 else image, None, []
         codes = iter(zip(self.dw_code, self.ratio_code))
         reached, rate = 1, 1
-        for i, row in enumerate(ROWS):
+        for i, row in enumerate(rows):
             name, stride = 'Conv2d_%d' % i, row.stride if reached < self.output_stride else 1
             if isinstance(row, Conv):
                 padding = 'SAME'
@@ -302,7 +332,7 @@ class GhostNet(ImageNetModel):
         Like ``get_logits``, to be called in a tower context. ``CheckpointRestore(path, BACKBONE)`` restores what it takes.
         """
         with self.arg_scope():
-            outputs = self.row_outputs(image)
+            outputs = self.row_outputs(image, ROWS[:-1])
         maps, stride = collections.OrderedDict(), 1
         for i, row in enumerate(ROWS[:-1]):
             stride *= row.stride

@@ -96,6 +96,7 @@ def run_eval(args):
     from evaluation.image_cache import cached
     from evaluation.report import eval_record, hint_at_chance, print_errors
     from evaluation.report_page import check_report
+    from ghostnet import need_classifier
 
     for path in (args.json, args.save_logits):
         if path is not None:
@@ -103,6 +104,7 @@ def run_eval(args):
     if args.report is not None:
         check_report(args.report)
     restore = CheckpointRestore(args.load)
+    need_classifier(restore)
     tree = tree_of(args, restore)
     images, reader = tree.images('val'), picture_reader(args)
     if tree.val_share is not None:
@@ -159,12 +161,13 @@ def run_predict(args):
     from checkpoints import CheckpointRestore
     from dataset import find_images
     from evaluation.report import most_probable, print_predictions
-    from ghostnet import infer_architecture
+    from ghostnet import infer_architecture, need_classifier
 
     if args.json is not None:
         check_writable(args.json)
     files = find_images(args.predict)
     restore = CheckpointRestore(args.load)
+    need_classifier(restore)
     classes = restore.record.classes if args.data_dir is None else tree_of(args, restore).classes
     made_with = infer_architecture(restore.shapes, restore.variant) or {'num_classes': 1000}
     model, reader = build_model(args, len(classes or ()) or made_with['num_classes'], restore), picture_reader(args)
@@ -181,10 +184,13 @@ def run_predict(args):
 def run_train(args):
     from checkpoints import Record
     from dataset import warn_of_duplicates
+    from ghostnet import need_classifier
     from imagenet_utils import balanced_weights
     from training.train import Data, Run, train
     from training.workers import HorovodWorkers, OneWorker
     source = source_to_train(args)
+    if source is not None and not args.finetune:
+        need_classifier(source)
     tree = tree_of(args, None if args.finetune and not args.resume else source)
     model = build_model(args, len(tree.classes), source)
     data = Data(tree.images('train'), tree.images('val'), smallest_area(model.width), picture_reader(args))
@@ -259,7 +265,7 @@ def print_costs(args):
     from ghostnet import infer_architecture, layer_costs
     source = None if args.load is None else describe(args.load)
     made_with = (source and infer_architecture(source.shapes, source.record.variant)) or {'num_classes': 1000}
-    classes = made_with['num_classes'] if args.data_dir is None else len(tree_of(args, source).classes)
+    classes = made_with['num_classes'] or 1000 if args.data_dir is None else len(tree_of(args, source).classes)
     model = build_model(args, classes, source)
     costs = layer_costs(model)
     costs.append(('total', sum(cost[1] for cost in costs), sum(cost[2] for cost in costs)))

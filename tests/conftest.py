@@ -3,6 +3,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import zlib
@@ -97,10 +98,10 @@ def without(package, folder):
     return dict(os.environ, PYTHONPATH=str(folder))
 
 
-def random_checkpoint(path, seed=0, classes=None, **options):
+def random_checkpoint(path, seed=0, classes=None, lacking='nothing', **options):
     """A checkpoint of the GhostNet with these options, with weights and BN statistics as recorded ones have.
 
-    `classes`: names that it records.
+    `classes`: names that it records. `lacking`: a pattern of the variables that it has not.
     """
     from tf_compat import tf
 
@@ -112,7 +113,7 @@ def random_checkpoint(path, seed=0, classes=None, **options):
         model = GhostNet(**options)
         model.get_logits(tf.placeholder(tf.uint8, [1, 224, 224, 3]))
         values = {v.op.name: recorded_weight(v.op.name, v.shape.as_list(), seed) for v in tf.global_variables()
-                  if MODEL_VARIABLE.search(v.op.name)}
+                  if MODEL_VARIABLE.search(v.op.name) and not re.search(lacking, v.op.name)}
     save_values(values, str(path), Record(model.variant, classes and [(name, '') for name in classes], None))
     return str(path)
 

@@ -10,7 +10,7 @@ from tensorpack.tfutils.tower import PredictTowerContext
 
 from checkpoints import CheckpointRestore
 from conftest import SHARED, random_checkpoint
-from ghostnet import ROWS, Bottleneck, GhostNet, from_checkpoint, infer_architecture, infer_width
+from ghostnet import ROWS, VARIANTS, Bottleneck, GhostNet, from_checkpoint, infer_architecture, infer_width
 from imagenet_utils import session_creator
 from recorded.record import compute_logits, load_recorded_weights, relative_error, step_differences, training_step
 
@@ -68,7 +68,8 @@ def test_kernel_initializer_is_the_published_truncated_normal():
 
 
 @pytest.mark.parametrize('variant, width, tensors', [
-    ('published', 0.125, 435), ('published', 2.0, 435), ('pytorch', 1.3, 432), ('imgclsmob', 0.5, 435)])
+    ('published', 0.125, 435), ('published', 2.0, 435), ('pytorch', 1.3, 432), ('imgclsmob', 0.5, 435),
+    ('iamhankai', 0.5, 435), ('d-li14', 1.3, 435)])
 def test_variant_width_and_classes_are_found_in_a_checkpoint(variant, width, tensors, tmp_path):
     restore = CheckpointRestore(random_checkpoint(tmp_path / 'checkpoint', variant=variant, width=width, num_classes=7))
     assert restore.variant == variant and len(restore.values) == tensors
@@ -76,7 +77,7 @@ def test_variant_width_and_classes_are_found_in_a_checkpoint(variant, width, ten
     assert (model.variant, model.width, model.num_classes) == (variant, width, 7)
 
 
-@pytest.mark.parametrize('variant', ['published', 'pytorch', 'imgclsmob'])
+@pytest.mark.parametrize('variant', sorted(VARIANTS))
 def test_the_roundest_width_with_these_channels_is_found(variant):
     """From the numbers of channels alone, for every width of the paper's kind and some odd ones."""
     for width in [k / 20 for k in range(2, 41)] + [0.33, 0.77, 1.234, 2.5, 5]:
@@ -89,7 +90,7 @@ def test_the_roundest_width_with_these_channels_is_found(variant):
         assert len('%g' % found) <= len('%g' % width) and abs(found - width) < 0.1
 
 
-@pytest.mark.parametrize('variant', ['published', 'pytorch', 'imgclsmob'])
+@pytest.mark.parametrize('variant', sorted(VARIANTS))
 def test_a_fragment_has_a_width_with_its_last_row(variant):
     """Of shapes that are not a whole GhostNet, which is what importing compares them with next."""
     shapes = {'MobileNetV2/Conv2d_17/W': (1, 1, 160, 960), 'MobileNetV2/Logits/Conv2d_1c_1x1/W': (1, 1, 1280, 10)}

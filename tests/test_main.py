@@ -233,6 +233,13 @@ def test_checkpoints_that_cannot_be_used(digits, tmp_path):
     assert 'its data are truncated' in refused(*(flags + ['--load', copy]))
 
 
+def test_a_checkpoint_without_a_classifier_has_no_classes(digits, tmp_path):
+    load = ['--load', random_checkpoint(tmp_path / 'backbone', lacking='Conv2d_17/|Conv2d_18/|Logits/', width=0.5)]
+    for job in (['--eval', '--data_dir', digits], ['--predict', os.path.join(digits, 'val')]):
+        assert 'backbone has no classifier, and so no classes: train one by --train --finetune' in refused(*(job + load))
+    assert '42.' in run_main('--flops', '1', *load)[1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('flags, made_with', [
     (['--width_ratio', '0.5'], '--width_ratio 1\n'),

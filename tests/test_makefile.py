@@ -9,8 +9,8 @@ from conftest import ROOT
 
 pytestmark = pytest.mark.skipif(shutil.which('make') is None, reason="needs make")
 
-VENVS = ['.venv', '.venv-tf1', '.venv-horovod', '.venv-interop']
-TARGETS = dict(zip(VENVS, ['eval', 'test-tf1', 'test-horovod', 'test-interop']))
+VENVS = ['.venv', '.venv-tf1', '.venv-horovod', '.venv-interop', '.venv-imgclsmob']
+TARGETS = dict(zip(VENVS, ['eval', 'test-tf1', 'test-horovod', 'test-interop', 'test-imgclsmob']))
 STAND_IN = '''#!/bin/sh
 echo "$@" >> "%s/log"
 case "$1 $2" in

@@ -10,6 +10,8 @@ import zipfile
 WEIGHTS = 'model.weights.h5'    # in a .keras file
 # The layers that tools/export/keras_trainable.py names, and the variables of one, in Keras' order.
 LAYER = re.compile(r'(Conv2d_\d+|Logits[.])[\w.]*$')
+PADDING = 'Conv2d_2_depthwise_Pad'    # a layer that only variants with symmetric padding have
+SYMMETRIC = 'symmetric'
 BN = ('gamma', 'beta', 'mean/EMA', 'variance/EMA')
 
 
@@ -40,10 +42,13 @@ def array_of(dataset, name):
 def load(path):
     """{variable: np.ndarray} of the layers that are named as those of a trainable export, however deep in the user's model.
 
+    With SYMMETRIC, an empty array, if one of the layers is of such padding.
+
     Raises:
         ValueError: there are two of a name, or none. Others, if the file is damaged.
     """
     import h5py
+    import numpy as np
     content = path
     if not path.endswith('.h5'):
         with zipfile.ZipFile(path) as archive:
@@ -54,6 +59,8 @@ def load(path):
             layer = group.attrs.get('name')
             if not (isinstance(layer, str) and LAYER.match(layer) and group.name.endswith('/vars')):
                 continue
+            if layer == PADDING:
+                values[SYMMETRIC] = np.zeros(0, 'float32')
             for index, variable in zip(sorted(group, key=int), variable_names(layer)):
                 if variable in values:
                     raise ValueError("two layers of it are called %s: save the GhostNet alone" % layer)

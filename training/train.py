@@ -12,8 +12,9 @@ from tensorpack.input_source import StagingInput
 from tensorpack.train import DEFAULT_MONITORS, SyncMultiGPUTrainerReplicated, TrainConfig, launch_train_with_config
 from tensorpack.utils import logger
 
-from checkpoints import ALL_BUT_LAST_LAYER, MODEL_VARIABLE, UNRECORDED, CheckpointRestore
+from checkpoints import MODEL_VARIABLE, UNRECORDED, CheckpointRestore, describe
 from command_line import InputError, Stopped, cores, quiet_tensorpack, write_json
+from ghostnet import TOP, absent_top, all_but
 from imagenet_utils import ShuffledImages, layout_explained, measured, session_creator, train_dataflow
 from pictures import listed
 from recipe import learning_rate, steps_per_epoch
@@ -125,7 +126,10 @@ def agree_on_start(run, stack):
 
 def restore_for_start(run):
     """What a new run restores from ``run.load``."""
-    restore = CheckpointRestore(run.load, ALL_BUT_LAST_LAYER if run.finetune else MODEL_VARIABLE)
+    absent = absent_top(describe(run.load).shapes) if run.finetune else []
+    restore = CheckpointRestore(run.load, all_but(absent or TOP[:1]) if run.finetune else MODEL_VARIABLE)
+    for scope in absent:
+        logger.info("Not in %s, and trained from the start: %s", restore.path, scope)
     for name in sorted(set(restore.shapes) - set(restore.values)):
         logger.info("Not taken from %s: %s", restore.path, name)
     return restore

@@ -125,9 +125,11 @@ def test_a_frozen_graph_has_the_same_bytes_anywhere_with_bn_folded_and_constants
 @pytest.mark.slow
 @pytest.mark.parametrize('form', ['frozen', 'onnx', 'tflite', 'keras'])
 def test_feature_maps_are_exported_for_any_size(form, tmp_path):
-    """With atrous convolution, which some runtimes compute by an attribute, and others by moving pixels."""
+    """With atrous convolution, which some runtimes compute by an attribute, and others by moving pixels. From a backbone alone."""
     needs(form)
-    load = random_checkpoint(tmp_path / 'checkpoint', variant='pytorch', width=0.25, num_classes=5)
+    load = random_checkpoint(tmp_path / 'checkpoint', lacking='Conv2d_1[78]/|Logits/', variant='pytorch', width=0.25)
+    if form == 'frozen':
+        assert 'has no classifier' in refused('--load', load, '--format', form, tmp_path / 'logits', **EXPORT)
     path = tmp_path / ('features.keras' if form == 'keras' else 'features')
     run_export('--load', load, '--format', form, path, '--features', '--output_stride', 8)
     images = np.random.RandomState(0).randint(0, 256, (2, 96, 160, 3)).astype(np.uint8)

@@ -1,8 +1,10 @@
 """Weights of other libraries against those libraries: their own models, with random weights and BN statistics."""
+import argparse
 import importlib.util
 import json
 import os
 import pickle
+import re
 import signal
 import struct
 import subprocess
@@ -40,6 +42,12 @@ def tree(tmp_path_factory):
     return root, eval_images([str(root / 'val' / ('%d.png' % i)) for i in range(3)])
 
 
+def normalised(pictures):
+    """What the libraries' networks take, RGB, of pixels in BGR."""
+    scale, mean, std = [np.float32(values) for values in (1.0 / 255, [0.406, 0.456, 0.485], [0.225, 0.224, 0.229])]
+    return ((pictures.astype(np.float32) * scale - mean) / std)[..., ::-1]
+
+
 def their_models(*args):
     status, _, err = run_main(*args, script=[os.path.join(ROOT, 'tests', 'tools', 'their_models.py')])
     assert status == 0, err
@@ -47,19 +55,19 @@ def their_models(*args):
 
 @pytest.mark.parametrize('library, width, model', [
     ('timm', 0.5, 'ghostnet_050'), ('timm', 1.0, 'ghostnet_100'), ('timm', 1.3, 'ghostnet_130'),
-    ('imgclsmob', 0.5, 'imgclsmob 0.5'), ('imgclsmob', 1.0, 'imgclsmob 1.0'), ('imgclsmob', 1.3, 'imgclsmob 1.3')])
+    ('imgclsmob', 0.5, 'imgclsmob 0.5'), ('imgclsmob', 1.0, 'imgclsmob 1.0'), ('imgclsmob', 1.3, 'imgclsmob 1.3'),
+    ('iamhankai', 1.0, 'iamhankai 1.0'), ('d-li14', 1.0, 'd-li14 1.0')])    # and of other widths below
 def test_logits_are_those_of_the_library_on_both_stacks_and_the_way_back_is_exact(library, width, model, tree, tmp_path):
     root, pictures = tree
     theirs = tmp_path / ('theirs.safetensors' if model == 'ghostnet_130' else 'theirs.pth')
-    scale, mean, std = [np.float32(values) for values in (1.0 / 255, [0.406, 0.456, 0.485], [0.225, 0.224, 0.229])]
-    np.save(str(tmp_path / 'images.npy'), ((pictures.astype(np.float32) * scale - mean) / std)[..., ::-1])
+    np.save(str(tmp_path / 'images.npy'), normalised(pictures))
     their_models('make', model, int(10 * width), theirs, tmp_path / 'images.npy', tmp_path / 'theirs.npy')
     expected = np.load(str(tmp_path / 'theirs.npy'))
 
-    status, out, err = run_main('--from', library, theirs, tmp_path / 'ours', **IMPORT)
+    status, out, err = run_main(theirs, tmp_path / 'ours', **IMPORT)    # which library it is of shows in the file
     assert status == 0, err
     assert "width %g, 1000 classes, variant '%s'" % (width, {'timm': 'pytorch'}.get(library, library)) in out
-    command = out.splitlines()[1].replace(' DIR ', ' %s ' % root).split()    # as the tool says
+    command = out.splitlines()[-1].replace(' DIR ', ' %s ' % root).split()    # as the tool says
     assert command[:2] == ['python', 'main.py']
     assert os.path.exists(TF1_PYTHON), "needs %s: make .venv-tf1/installed" % TF1_PYTHON
     for python in (sys.executable, TF1_PYTHON):
@@ -70,11 +78,10 @@ def test_logits_are_those_of_the_library_on_both_stacks_and_the_way_back_is_exac
         print('%s, width %g, %s: relative error %.1e' % (library, width, python, error))
         assert error <= 1e-5
 
-    if library == 'timm':
-        for to, name in (('timm', 'back.pth'), ('pytorch', 'back.safetensors')):
-            status, _, err = run_main('--to', to, tmp_path / 'ours', tmp_path / name, **IMPORT)
-            assert status == 0, err
-            their_models('same', model, theirs, tmp_path / name)
+    for to, name in [(library, 'back.pth')] + [('pytorch', 'back.safetensors')] * (library == 'timm'):
+        status, _, err = run_main('--to', to, tmp_path / 'ours', tmp_path / name, **IMPORT)
+        assert status == 0, err
+        their_models('same', model, theirs, tmp_path / name)
 
 
 def test_training_wrappers_and_half_precision(tmp_path):
@@ -83,10 +90,17 @@ def test_training_wrappers_and_half_precision(tmp_path):
     import torch
     state = {name: value.half() for name, value in torch.load(str(tmp_path / 'theirs.pth'), weights_only=True).items()
              if not name.endswith('num_batches_tracked')}
-    wrapped = {'state_dict': {'module.' + name: value for name, value in state.items()}, 'epoch': 7}
-    torch.save(wrapped, str(tmp_path / 'training.pth'))
-    status, _, err = run_main('--from', 'pytorch', tmp_path / 'training.pth', tmp_path / 'ours', **IMPORT)
+    # As timm's training script does: with its flags, the optimizer's tensors, a number of NumPy, and a moving average.
+    wrapped = {'arch': 'ghostnet_050', 'args': argparse.Namespace(lr=0.1, hosts=['a']), 'metric': np.float64(73.9), 'epoch': 7,
+               'optimizer': {'state': {0: {'exp_avg': torch.zeros(2)}}}, 'state_dict': with_prefix('module.', state),
+               'state_dict_ema': {name: value.float() + 1 for name, value in state.items()}}
+    torch.save(wrapped, str(tmp_path / 'training.pth.tar'))
+    message = refused(tmp_path / 'training.pth.tar', tmp_path / 'ours', **IMPORT)
+    assert "plain ones in 'state_dict.module' and their moving average in 'state_dict_ema': say which by --weights" in message
+    status, out, err = run_main('--weights', 'plain', tmp_path / 'training.pth.tar', tmp_path / 'ours', **IMPORT)
     assert status == 0, err
+    assert "training.pth.tar: a GhostNet of pytorch, in 'state_dict', names without 'module.'\n" in out
+    assert "\n432 tensors were converted from float16 to float32\n" in out
     restore = CheckpointRestore(str(tmp_path / 'ours'))
     kernel = restore.values['MobileNetV2/Conv2d_1_up_pointwise/dw1/DW']
     theirs = state['blocks.0.0.ghost1.cheap_operation.0.weight'].float().numpy()
@@ -95,6 +109,109 @@ def test_training_wrappers_and_half_precision(tmp_path):
     status, _, err = run_main('--to', 'pytorch', tmp_path / 'ours', tmp_path / 'back.pth', **IMPORT)
     assert status == 0, err
     their_models('same', 'ghostnet_050', tmp_path / 'float.pth', tmp_path / 'back.pth')
+
+
+def with_prefix(prefix, state):
+    return {prefix + name: value for name, value in state.items()}
+
+
+@pytest.fixture
+def imported(tmp_path, in_this_process, monkeypatch):
+    """A function that gives the variables, the options and the printed lines that a state dict is imported as. None is saved."""
+    import torch
+
+    from tools import import_weights
+    saved = []
+    monkeypatch.setattr(import_weights, 'save', lambda values, out, options, variant, said: saved.append((values, options, said)))
+
+    def import_state(state, weights=None):
+        torch.save(state, str(tmp_path / 'theirs.pth'))
+        import_weights.import_weights('auto', str(tmp_path / 'theirs.pth'), str(tmp_path / 'ours'), weights)
+        return saved.pop()
+    return import_state
+
+
+def test_prefixes_wrappers_and_moving_averages(sound, imported):
+    """What is saved of models that are wrapped, compiled, or part of another."""
+    import torch
+
+    from command_line import InputError
+    state = torch.load(str(sound), weights_only=True)
+    average = {name: value + 1 for name, value in state.items()}
+    stem = state['bn1.bias'].numpy()
+
+    def bias(*args):
+        return imported(*args)[0]['MobileNetV2/Conv2d_0/bn/beta']
+    for saved in [
+            {'model_state_dict': with_prefix('_orig_mod.', state), 'best': {'top1': torch.tensor(0.7)}},
+            {'net': {'ghost': with_prefix('_orig_mod.module.model.backbone.', state)}, 'ema': None},
+            dict(with_prefix('module.', state), n_averaged=torch.tensor(5)), {'model_ema': state, 'optimizer': {'lr': 0.1}}]:
+        assert np.array_equal(bias(saved), stem), list(saved)[0]
+    for saved in [{'model': with_prefix('module.', state), 'model_ema': average},
+                  {'model': state, 'ema': {'state_dict': average, 'decay': 0.999}},
+                  dict(with_prefix('model.', state), **with_prefix('ema_model.module.', average)),
+                  dict(state, **with_prefix('ema.', average))]:
+        with pytest.raises(InputError, match='two sets of weights, plain ones in .* moving average in .*ema'):
+            imported(saved)
+        assert np.array_equal(bias(saved, 'plain'), stem) and np.array_equal(bias(saved, 'ema'), stem + 1)
+    for saved, weights, message in [
+            ({'student': state, 'teacher': average}, None, "has 2 networks, in 'student' and 'teacher': save"),
+            (state, 'ema', "has no ema weights, only those in the file itself: leave --weights out"),
+            (dict(with_prefix('backbone.', state), **{'heat.weight': torch.zeros(2)}), None,
+             'differs in 1 tensors: heat.weight is .2,. there, absent'),
+            (dict(with_prefix('module.', state), **{'module.bn1.bias': torch.zeros(9)}), None,
+             'differs in 1 tensors: module.bn1.bias is .9,. there, .8,. in'),
+            ({'model': {'layer1.0.conv1.weight': torch.zeros(2)}}, None, 'no GhostNet of .*: its tensors are called layer1.0.')]:
+        with pytest.raises(InputError, match=message):
+            imported(saved, weights)
+
+
+def test_other_heads_and_none(sound, imported, tmp_path):
+    import torch
+
+    from checkpoints import Record, save_values
+    from command_line import InputError
+    state = torch.load(str(sound), weights_only=True)
+    values, options, _ = imported(dict(state, **{'classifier.weight': torch.ones(7, 1280), 'classifier.bias': torch.zeros(7)}))
+    assert values['MobileNetV2/Logits/Conv2d_1c_1x1/W'].shape == (1, 1, 1280, 7) and options == {'num_classes': 7, 'width': 0.5}
+    for lacking in ('classifier', 'classifier|conv_head', 'classifier|conv_head|blocks.9'):
+        backbone = {name: value for name, value in state.items() if not re.match(lacking, name)}
+        values, options, _ = imported(backbone)
+        assert len(values) == len(backbone) and options == {'width': 0.5}
+    save_values(values, str(tmp_path / 'backbone'), Record('pytorch', None, None))
+    status, _, err = run_main('--to', 'timm', tmp_path / 'backbone', tmp_path / 'back.pth', **IMPORT)
+    assert status == 0 and set(torch.load(str(tmp_path / 'back.pth'))) == set(backbone), err
+    for there, lacking, message in [(state, 'conv_head', 'conv_head.weight is absent there, .1280, 480, 1, 1. in the model; conv_'),
+                                    (backbone, 'bn1.weight', 'differs in 1 tensors: bn1.weight is absent there')]:
+        with pytest.raises(InputError, match=message):
+            imported({name: value for name, value in there.items() if not name.startswith(lacking)})
+
+
+def graph_logits(checkpoint, pictures):
+    """The logits of a checkpoint for uint8 pictures, in this process."""
+    from tf_compat import tf
+
+    from tensorpack.tfutils.tower import PredictTowerContext
+
+    from ghostnet import from_checkpoint
+    with tf.Graph().as_default(), tf.Session() as session, PredictTowerContext(''):
+        image, restore = tf.placeholder(tf.uint8, pictures.shape), CheckpointRestore(checkpoint)
+        logits = from_checkpoint(restore).get_logits(image)
+        restore.init(session)
+        return session.run(logits, {image: pictures})
+
+
+def test_two_libraries_of_one_naming_are_told_by_a_shape(tree, tmp_path, in_this_process):
+    from tools.import_weights import import_weights
+    np.save(str(tmp_path / 'images.npy'), normalised(tree[1]))
+    for model in ('iamhankai 0.5', 'd-li14 0.5', 'iamhankai 1.3', 'd-li14 1.3'):
+        their_models('make', model, 3, tmp_path / 'theirs.pth', tmp_path / 'images.npy', tmp_path / 'theirs.npy')
+        import_weights('auto', str(tmp_path / 'theirs.pth'), str(tmp_path / 'ours'))
+        assert CheckpointRestore(str(tmp_path / 'ours')).variant == model.split()[0]
+        expected, logits = np.load(str(tmp_path / 'theirs.npy')), graph_logits(str(tmp_path / 'ours'), tree[1])
+        error = (np.abs(logits - expected).max(1) / np.abs(expected).max(1)).max()
+        print('%s: relative error %.1e' % (model, error))
+        assert error <= 1e-5
 
 
 # --------------------------------------------------------------------------------------------------------------- mistakes
@@ -148,13 +265,13 @@ def test_files_that_are_no_weights_are_refused(tmp_path, in_this_process):
     for name, messages in [
             ('code.pth', ['not executed']), ('pickle.pth', ['not executed']), ('module.pth', ['torch.nn.modules.linear.Linear']),
             ('resnet18.pth', ['is not a GhostNet of timm',
-                              'conv_stem.weight is absent there, (3, 3, 3, 16) in the model; bn1.weight']),
+                              'conv_stem.weight is absent there, (16, 3, 3, 3) in the model; bn1.weight']),
             ('ghostnetv2.safetensors', ['is not a GhostNet of timm',
                                         'short_conv.0.weight is (72, 24, 1, 1) there, absent']),
             ('half.pth', ['truncated']), ('half.safetensors', ['truncated']), ('empty.pth', ['truncated']),
             ('text.pth', ['truncated']),
             ('numbered.pth', ['not a state dict']), ('scalars.pth', ['is not a GhostNet of timm']),
-            ('mixed.pth', ['not a state dict']), ('nothing.pth', ['is not a GhostNet of timm']),
+            ('mixed.pth', ['not a state dict']), ('nothing.pth', ['not a state dict']),
             ('missing.pth', ['there is no file'])]:
         with pytest.raises(InputError) as refusal:
             import_weights('timm', str(tmp_path / name), str(tmp_path / 'ours'))

@@ -12,6 +12,9 @@ from augmentation import eval_images
 from checkpoints import MODEL_VARIABLE, Record, describe, read_checkpoint, save_values
 from conftest import DIGITS_CHECKPOINT, evaluated, random_checkpoint, refused, run_main
 from dataset import read_images
+from ghostnet import VARIANTS
+from tools.import_weights import variable_shapes, variant_of
+from tools.weight_names import STEPS
 from trees import link_tree, shorten
 
 EXPORT, IMPORT = {'script': ['-m', 'tools.export']}, {'script': ['-m', 'tools.import_weights']}
@@ -87,8 +90,8 @@ def assert_same_weights(found, checkpoint):
 @pytest.mark.parametrize('options, flags', [
     ({'width': 0.3, 'ratio_code': [3] * 19, 'dw_code': [5] * 19}, ['--raw']), ({'width': 0.25, 'se': 0}, ['--rgb']),
     ({'width': 0.25, 'variant': 'pytorch'}, ['--softmax']),
-    ({'width': 0.25, 'variant': 'imgclsmob', 'seed': 2}, ['--raw', '--rgb'])])
-def test_every_variant_goes_there_and_back_exactly(options, flags, tmp_path):
+    ({'width': 0.25, 'variant': 'iamhankai', 'seed': 2}, ['--raw', '--rgb'])])
+def test_every_kind_of_variant_goes_there_and_back_exactly(options, flags, tmp_path):
     """With random weights that do not amplify rounding: with others, no runtime gives the graph's logits."""
     load = random_checkpoint(tmp_path / 'checkpoint', num_classes=5, **options)
     path = export(load, tmp_path / 'model.keras', *flags)
@@ -96,6 +99,14 @@ def test_every_variant_goes_there_and_back_exactly(options, flags, tmp_path):
     assert describe(str(tmp_path / 'back')).record.variant == options.get('variant', 'published')
     if 'se' in options:
         assert path.read_bytes() == export(load, tmp_path / 'again.keras', *flags).read_bytes()
+
+
+@pytest.mark.parametrize('variant', sorted(VARIANTS))
+def test_the_variant_shows_in_a_file(variant):
+    """At width 1.0, 'd-li14' and 'imgclsmob' are one network."""
+    shapes = {name: shape for name, shape in variable_shapes(variant=variant, width=1.3, num_classes=7).items()
+              if not name.endswith(STEPS)}
+    assert variant_of(shapes, variant != 'published') == variant
 
 
 @today

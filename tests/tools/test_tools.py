@@ -44,7 +44,9 @@ def test_a_missing_package_is_named(package, flags, tool, tmp_path):
 
 def test_weights_that_cannot_be_imported_are_refused(tmp_path):
     assert 'expected one argument' in refused('--from', **IMPORT)
-    assert 'one of the arguments --from --to is required' in refused('x', 'y', **IMPORT)
+    assert 'there is no file no.pth' in refused('no.pth', tmp_path / 'ours', **IMPORT)
+    assert 'not allowed with' in refused('--from', 'timm', '--to', 'timm', 'x', 'y', **IMPORT)
+    assert '--weights goes with' in refused('--to', 'timm', '--weights', 'ema', 'x', 'y', **IMPORT)
     assert 'cannot write' in refused('--from', 'timm', 'x.pth', tmp_path / 'no' / 'ours', **IMPORT)
 
 

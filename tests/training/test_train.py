@@ -192,10 +192,14 @@ def test_fine_tuning_learns_other_classes(digits, tmp_path):
 
 @pytest.mark.slow
 def test_a_variant_is_trained_on_and_resumed(small, tmp_path):
-    """From a checkpoint that records it, through all that a run saves."""
-    log_dir, load = tmp_path / 'log', random_checkpoint(tmp_path / 'checkpoint', variant='pytorch', width=0.25, num_classes=1000)
-    run = flags(small, log_dir, '--load', load, '--finetune')
-    train(*(run + ['--epochs', 2]))
+    """From a checkpoint that records it, and has no head, through all that a run saves."""
+    log_dir, load = tmp_path / 'log', random_checkpoint(tmp_path / 'checkpoint', lacking='Conv2d_18/|Logits/', variant='pytorch',
+                                                        width=0.25)
+    run = flags(small, log_dir, '--load', load)
+    assert 'has no classifier' in refused_in_training(*run)
+    run.append('--finetune')
+    out = train(*(run + ['--epochs', 2]))
+    assert re.findall('Not in .*, and trained from the start: (.*)', out) == ['Logits', 'Conv2d_18'] and 'Not taken' not in out
     for name in ('model-8', 'best-*.index', 'ghostnet_checkpoint'):
         path = str(next(log_dir.glob(name + '*')))
         assert CheckpointRestore(path).variant == 'pytorch'

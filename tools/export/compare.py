@@ -92,7 +92,7 @@ class Reference:
     def __init__(self, args):
         self.args, self.unfolded = args, args.trainable or args.format == 'darknet'
         self.restore = CheckpointRestore(args.load, BACKBONE if args.features else MODEL_VARIABLE)
-        self.model = from_checkpoint(self.restore, output_stride=args.output_stride)
+        self.model = from_checkpoint(self.restore, args.features, output_stride=args.output_stride)
         session, self.outputs = self.session()
         graph = session.make_callable([name + ':0' for name in self.outputs], [frozen.INPUT + ':0'])
         self.photographs = photographs(args.images)
