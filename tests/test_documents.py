@@ -130,8 +130,6 @@ ELSEWHERE = {
         'python -m tools.export --load flowers_log/ghostnet_checkpoint --format all exported':
             "'--load', checkpoint, '--format', 'all', "},
     'tests/tools/test_import_weights.py': {
-        'python -m tools.import_weights --from timm <folder>/model.safetensors models/timm_checkpoint':
-            "('--from', 'timm', tmp_path / 'theirs.safetensors', tmp_path / 'ours'",
         'python -m tools.import_weights <folder>/model.safetensors models/timm_checkpoint': 'run_main(theirs, tmp_path / ',
         'python main.py --eval --data_dir <tree> --load models/timm_checkpoint': "run_main(*(command[2:] + ['--save_logits'",
         'python -m tools.import_weights --to pytorch models/timm_checkpoint state_dict.pth': "('--to', 'pytorch', tmp_path / "},
