@@ -196,7 +196,7 @@ def import_darknet(path, out):
     quiet_tensorpack()
     values, model, classes = read(path)
     options = {'width': model.width, 'num_classes': model.num_classes}
-    save(values, out, options, model.variant, UNRECORDED._replace(classes=classes))
+    save(values, out, options, model.variant, record=UNRECORDED._replace(classes=classes))
 
 
 def checked_checkpoint(out):
