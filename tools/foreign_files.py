@@ -12,8 +12,6 @@ import re
 import struct
 import zipfile
 
-import numpy as np
-
 from checkpoint_index import LONGEST_NAME, MOST_DIMENSIONS, MOST_ENTRIES
 
 # ---------------------------------------------------------------------------------------------------------------- Gluon, .params
@@ -41,6 +39,7 @@ class Fields:
         return struct.unpack_from('<' + form, self.data, self.take(struct.calcsize('<' + form)))
 
     def array(self):
+        import numpy as np
         magic, storage, dimensions = self.numbers('IiI')
         if magic not in ARRAY_MAGICS or storage != 0 or not 0 < dimensions <= MOST_DIMENSIONS:
             raise ValueError("it has other arrays than dense ones of MXNet 1.x")
@@ -107,6 +106,7 @@ def read_chainer(path):
 
 
 def npy_array(data, name):
+    import numpy as np
     f = io.BytesIO(data)
     version = np.lib.format.read_magic(f)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -124,6 +124,7 @@ def npy_array(data, name):
 
 def write_chainer(f, state):
     """With the counter that each of Chainer's BNs has, 0 where the checkpoint has none."""
+    import numpy as np
     state = dict({re.sub('gamma$', 'N', name): np.int64(0) for name in state if name.endswith('/gamma')}, **state)
     np.savez(f, **state)
 

@@ -18,6 +18,8 @@ def test_a_tool_works_without_m_from_any_folder(tool, tmp_path):
     status, out, err = run_main('--help', **script)
     assert status == 0 and out.startswith('usage: ' + tool.split('.')[0]), err
     assert '(see --help)' in refused(**script)
+    status, out, err = run_main('--help', script=['-S'] + script['script'], cwd=str(tmp_path))    # before packages are installed
+    assert status == 0 and out.startswith('usage: ' + tool.split('.')[0]), err
 
 
 @pytest.mark.slow

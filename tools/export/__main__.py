@@ -18,7 +18,6 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 from command_line import ROOT, InputError, Parser, check_writable, number, quiet_tensorpack, required, run, work_folder
 from tools.export.child import fix_environment
 from tools.export.formats import ALL, FORMATS
-from tools.export.runtimes import OPENCV_4
 from tools.export.web_page import check_npm
 
 INT8 = 'ghostnet_int8.tflite'
@@ -52,6 +51,8 @@ def make_plan(args):
 def check_opencv():
     """Raises InputError if there is no OpenCV that can read an export to Darknet: 5 cannot, and older ones lack ReLU there."""
     import cv2
+
+    from tools.export.runtimes import OPENCV_4
     if not (os.path.isdir(OPENCV_4) or (4, 5, 5) <= tuple(map(int, re.findall('[0-9]+', cv2.__version__)[:3])) < (5,)):
         raise InputError("--format darknet needs OpenCV from 4.5.5 on and under 5, to compare, and this is %s: python -m pip "
                          "install --no-deps --target %s -r requirements-opencv4.txt" % (cv2.__version__, OPENCV_4))
