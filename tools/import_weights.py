@@ -275,14 +275,16 @@ def parse_args():
     parser.add_argument('--base', metavar='CKPT', help="--from keras: the checkpoint that was exported, from which come the names "
                         "of the classes and what a backbone lacks")
     args = parser.parse_args()
-    if args.library == 'auto' and args.source.endswith(KERAS + ('.cfg',)):    # for --to, it is a checkpoint's name
+    if args.to:
+        args.library = None
+    elif args.library == 'auto' and args.source.endswith(KERAS + ('.cfg',)):
         args.library = 'darknet' if args.source.endswith('.cfg') else 'keras'
-    if args.base is not None and (args.to or args.library != 'keras'):
+    if args.base is not None and args.library != 'keras':
         parser.error("--base goes with --from keras")
-    if args.weights is not None and (args.to or args.library in ('darknet', 'keras')):
+    if args.weights is not None and args.library in (None, 'darknet', 'keras'):
         parser.error("--weights goes with the state dict of a PyTorch library")
     if args.out is None:
-        if args.to or args.library != 'darknet':
+        if args.library != 'darknet':
             parser.error("name OUT, the file to write")
         args.out = re.sub('[.]cfg$', '', args.source) + '_checkpoint'
     return args

@@ -33,6 +33,14 @@ INPUT_KEYS = ('width', 'height', 'channels')    # what matters of [net]; program
 Found = collections.namedtuple('Found', 'kind keys line')    # a section of a cfg, and where it begins
 
 
+def read_text(path, what):
+    """The bytes of a file. Raises InputError if it is larger than LARGEST_FILE; `what` is the largest that it may be."""
+    if os.path.getsize(path) > LARGEST_FILE:
+        raise InputError("%s is larger than any %s: name another" % (path, what))
+    with open(path, 'rb') as f:
+        return f.read(LARGEST_FILE)
+
+
 def parse(path):
     """The sections of a cfg, a list of Found, and its comments.
 
@@ -43,10 +51,7 @@ def parse(path):
     """
     if not os.path.isfile(path):
         raise InputError("there is no file %s" % path)
-    if os.path.getsize(path) > LARGEST_FILE:
-        raise InputError("%s is larger than any cfg of a GhostNet: name another" % path)
-    with open(path, 'rb') as f:
-        content = f.read(LARGEST_FILE)
+    content = read_text(path, 'cfg of a GhostNet')
     found, classes, variances = [], [], {}
     try:
         for number, line in enumerate(content.split(b'\n'), 1):
@@ -218,13 +223,10 @@ def read_classes(path, names, count):
     """
     texts = names
     if os.path.isfile(path):
-        if os.path.getsize(path) > LARGEST_FILE:
-            raise InputError("%s is larger than any list of classes: name another" % path)
-        with open(path, 'rb') as f:
-            try:
-                texts = labels.from_lines(f.read(LARGEST_FILE))
-            except UnicodeError:
-                raise InputError("%s is not in UTF-8: save it so" % path)
+        try:
+            texts = labels.from_lines(read_text(path, 'list of classes'))
+        except UnicodeError:
+            raise InputError("%s is not in UTF-8: save it so" % path)
     if not texts or texts == labels.numbered(count):
         return None
     if len(names) != len(texts):    # of another program, or none were needed

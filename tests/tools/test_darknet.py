@@ -91,7 +91,6 @@ def test_opencv_computes_what_the_graph_does(name, flags, tmp_path):
     status, out, err = run_main('--load', load, '--format', 'darknet', tmp_path / 'out', *flags, **EXPORT)
     assert status == 0, err
     row = re.split('  +', out.splitlines()[3].strip())
-    print(name, row)
     assert row[0] == 'darknet' and row[1].startswith('OpenCV 4.') and 0 < float(row[5]) <= 1e-5 and row[6] == '26 of 26'
     assert sorted(os.listdir(str(tmp_path / 'out'))) == ['ghostnet.cfg', 'ghostnet.weights', 'labels.list']
 
