@@ -7,9 +7,9 @@ import math
 import cv2
 import numpy as np
 
-from pictures import fix_opencv, read_image
+from pictures import PictureReader, fix_opencv
+from recipe import IMAGE_SIZE, shorter_side
 
-IMAGE_SIZE = 224                 # pixels, height and width of what the network takes
 # The version of ``eval_images``: to be increased with any change of the pixels it returns, so that no cache keeps the old ones.
 # tests/test_augmentation.py ties it to recorded pixels.
 PREPROCESSING_VERSION = 1
@@ -25,34 +25,32 @@ def resize_shortest_edge(image, size):
     return cv2.resize(image, new[::-1], interpolation=cv2.INTER_CUBIC)
 
 
-def center_crop(image):
-    """The central 224x224 pixels of `image` (as Tensorpack's ``imgaug.CenterCrop``)."""
-    top, left = (image.shape[0] - IMAGE_SIZE) // 2, (image.shape[1] - IMAGE_SIZE) // 2
-    return image[top:top + IMAGE_SIZE, left:left + IMAGE_SIZE]
+def center_crop(image, size):
+    """The central `size` x `size` pixels of `image` (as Tensorpack's ``imgaug.CenterCrop``)."""
+    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
+    return image[top:top + size, left:left + size]
 
 
-def eval_crop(image):
-    """A picture preprocessed for evaluation, uint8 (224, 224, 3): shortest edge to 256 pixels, then the centre."""
-    return center_crop(resize_shortest_edge(image, 256))
+def eval_crop(image, size=IMAGE_SIZE):
+    """A picture preprocessed for evaluation, uint8 (size, size, 3): shortest edge to 256/224 of that, then the centre."""
+    return center_crop(resize_shortest_edge(image, shorter_side(size)), size)
 
 
-def eval_images(paths):
-    """Pictures from files, preprocessed for evaluation: uint8 (N, 224, 224, 3) BGR. Raises InputError: see ``read_image``."""
-    return kept_images(paths, read_image)[0]
+def eval_images(paths, size=IMAGE_SIZE):
+    """Pictures from files, preprocessed for evaluation: uint8 (N, size, size, 3) BGR. Raises InputError: see PictureReader."""
+    return kept_images(paths, PictureReader(image_size=size))[0]
 
 
-def kept_images(paths, read):
-    """As `eval_images`, of those that are not left out.
+def kept_images(paths, reader):
+    """As `eval_images`, of those that a PictureReader does not leave out, in its `image_size`.
 
-    Args:
-        read: function from a path to a picture, or None for one that is left out: a PictureReader.
     Returns:
-        (np.ndarray, np.ndarray): those that are not left out, uint8 (N, 224, 224, 3) BGR, and which they are, bool (paths,).
+        (np.ndarray, np.ndarray): those that are not left out, uint8 (N, size, size, 3) BGR, and which they are, bool (paths,).
     """
-    pictures = [read(path) for path in paths]
+    pictures, size = [reader(path) for path in paths], reader.image_size
     kept = np.array([picture is not None for picture in pictures])
-    crops = [eval_crop(picture) for picture in pictures if picture is not None]
-    return np.stack(crops) if crops else np.empty((0, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8), kept
+    crops = [eval_crop(picture, size) for picture in pictures if picture is not None]
+    return np.stack(crops) if crops else np.empty((0, size, size, 3), np.uint8), kept
 
 
 # -------------------------------------------------------------------------------------------------------------- training
@@ -95,8 +93,8 @@ def random_colours(mean, rng):
     return np.column_stack([matrix, offset])
 
 
-def augment(image, rng, smallest_area):
-    """A training sample, uint8 (224, 224, 3) BGR: random area crop, colours in random order, horizontal flip.
+def augment(image, rng, smallest_area, size=IMAGE_SIZE):
+    """A training sample, uint8 (size, size, 3) BGR: random area crop, colours in random order, horizontal flip.
 
     Args:
         image (np.ndarray): uint8 (H, W, 3) BGR.
@@ -107,8 +105,8 @@ def augment(image, rng, smallest_area):
     crop = random_crop(image.shape[0], image.shape[1], rng, smallest_area)
     if crop is not None:
         x, y, w, h = crop
-        image = cv2.resize(image[y:y + h, x:x + w], (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_CUBIC)
+        image = cv2.resize(image[y:y + h, x:x + w], (size, size), interpolation=cv2.INTER_CUBIC)
     else:
-        image = center_crop(resize_shortest_edge(image, IMAGE_SIZE))
+        image = center_crop(resize_shortest_edge(image, size), size)
     image = cv2.transform(image, random_colours(np.array(cv2.mean(image)[:3]), rng))
     return cv2.flip(image, 1) if rng.uniform() < 0.5 else image

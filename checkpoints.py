@@ -11,6 +11,7 @@ from tensorpack.tfutils import DictRestore
 
 from checkpoint_index import check_checkpoint, is_name
 from command_line import InputError, sync, work_folder
+from recipe import IMAGE_SIZE, IMAGE_SIZES
 
 # The last part of the name of every variable that belongs to a model; what training adds (slots, counters) ends otherwise.
 MODEL_VARIABLE = re.compile('(^|/)(W|DW|b|beta|gamma|EMA)$')
@@ -18,7 +19,9 @@ PUBLISHED = 'published'
 # What a checkpoint records of its network besides the weights, as tensors of these names. `variant` is a string, absent for the
 # published one. `classes`, where they are known, are strings (N, 2) in the order of the labels: a name, which is a WordNet id or
 # that of a folder, and what it means, or ''. `val_share` is the part of a tree that it was not trained on, where that was split.
-Record = collections.namedtuple('Record', 'variant classes val_share')
+# `image_size`, in pixels, is an int32 (), absent for the published 224.
+Record = collections.namedtuple('Record', 'variant classes val_share image_size')
+Record.__new__.__defaults__ = (IMAGE_SIZE,)
 RECORD = re.compile('^(%s)$' % '|'.join(Record._fields))
 UNRECORDED = Record(PUBLISHED, None, None)
 Description = collections.namedtuple('Description', 'path shapes record')    # `shapes`: {name: shape} of the model variables
@@ -77,19 +80,20 @@ def describe(path):
 
 
 def record_in(values, path):
-    """The Record that the tensors of a checkpoint, {name: array}, make: of text as str, and None for what is absent.
+    """The Record that the tensors of a checkpoint, {name: array}, make: of text as str; as UNRECORDED where they are absent.
 
     Raises:
         InputError: one of them is not what it should be.
     """
-    found = dict.fromkeys(Record._fields)
-    for name, read in ('variant', name_of_variant), ('classes', pairs_of_text), ('val_share', float):
+    found = {}
+    for name, read in (('variant', name_of_variant), ('classes', pairs_of_text), ('val_share', float),
+                       ('image_size', size_of_images)):
         try:
             if name in values:
                 found[name] = read(values[name])
         except (AttributeError, TypeError, ValueError):    # of another type or shape, or bytes that are not UTF-8
             raise InputError("the checkpoint %s cannot be read at %s, which is no record of that: get it again" % (path, name))
-    return Record(**dict(found, variant=found['variant'] or PUBLISHED))
+    return UNRECORDED._replace(**found)
 
 
 def name_of_variant(value):
@@ -104,6 +108,12 @@ def pairs_of_text(value):
     if not len({name for name, _ in classes}) == len(classes) > 0:
         raise ValueError
     return classes
+
+
+def size_of_images(value):
+    if value.dtype.kind not in 'iu' or value.shape != () or not IMAGE_SIZES[0] <= value <= IMAGE_SIZES[1]:
+        raise ValueError
+    return int(value)
 
 
 def finite_weights(values, source):
@@ -208,6 +218,8 @@ def record_variables(record):
                                                for pair in record.classes])))
     if record.val_share is not None:
         values.append(('val_share', tf.constant(record.val_share, tf.float64)))
+    if record.image_size != IMAGE_SIZE:
+        values.append(('image_size', tf.constant(record.image_size, tf.int32)))
     with tf.device('/cpu:0'):    # local: Horovod has no broadcast for strings
         return [tf.get_variable(name, initializer=value, trainable=False, collections=[tf.GraphKeys.LOCAL_VARIABLES])
                 for name, value in values]

@@ -71,9 +71,9 @@ def positive():
     return number(int, lambda n: n > 0, "a positive integer")
 
 
-def up_to(largest):
-    """An argparse type: an integer from 1 to `largest`."""
-    return number(int, lambda n: 0 < n <= largest, "an integer from 1 to %d" % largest)
+def up_to(largest, smallest=1):
+    """An argparse type: an integer from `smallest` to `largest`."""
+    return number(int, lambda n: smallest <= n <= largest, "an integer from %d to %d" % (smallest, largest))
 
 
 # ---------------------------------------------------------------------------------------------------------------- the end

@@ -4,7 +4,7 @@ import os
 
 from command_line import ROOT, Parser, cores, number, positive, up_to
 from dataset import VAL_SHARE
-from recipe import FINETUNE, RECIPE
+from recipe import FINETUNE, IMAGE_SIZE, IMAGE_SIZES, RECIPE
 
 DIGITS = os.path.join(ROOT, 'data', 'digits')
 DIGITS_CHECKPOINT = os.path.join(ROOT, 'models', 'digits_checkpoint')
@@ -61,6 +61,9 @@ def add_device_flags(how):
 def add_network_flags(net):
     net.add_argument('--width_ratio', type=number(float, lambda x: 0 < x <= 10, "a number above 0, at most 10"),
                      default=argparse.SUPPRESS, help="width multiplier (default: that of --load, else 1)")
+    net.add_argument('--image_size', type=up_to(IMAGE_SIZES[1], IMAGE_SIZES[0]), default=argparse.SUPPRESS, metavar='N',
+                     help="height and width of images in pixels, from %d to %d (default: that recorded in --load, else %d)"
+                     % (IMAGE_SIZES + (IMAGE_SIZE,)))
     net.add_argument('--variant', choices=['published', 'pytorch', 'imgclsmob', 'iamhankai', 'd-li14'], default=argparse.SUPPRESS,
                      help="whose GhostNet (default: that recorded in --load, else published)")
     net.add_argument('--se', type=number(int, lambda n: n >= 0, "0 or a positive integer"), default=argparse.SUPPRESS,
@@ -106,8 +109,8 @@ def parse_args(description=None):
     add_network_flags(parser.add_argument_group('network'))
     add_training_flags(parser.add_argument_group('training'))
     args = parser.parse_args()
-    for name in ('variant', 'val_share', 'width_ratio', 'se', 'dw_code_str', 'ratio_code_str', 'batch'):    # None: not given
-        setattr(args, name, getattr(args, name, None))
+    for name in ('variant', 'val_share', 'width_ratio', 'se', 'dw_code_str', 'ratio_code_str', 'batch', 'image_size'):
+        setattr(args, name, getattr(args, name, None))    # not given
     for name in ('lr', 'epochs'):
         setattr(args, name, getattr(args, name, getattr(FINETUNE if args.finetune else RECIPE, name)))
     check_job(args, parser)

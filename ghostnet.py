@@ -15,7 +15,6 @@ from tensorpack.models import BatchNorm, Conv2D, Dropout
 from tensorpack.tfutils.argscope import argscope
 from tensorpack.tfutils.tower import PredictTowerContext
 
-from augmentation import IMAGE_SIZE
 from checkpoints import MODEL_VARIABLE, PUBLISHED
 from command_line import InputError
 from imagenet_utils import ImageNetModel
@@ -30,7 +29,7 @@ from myconv2d import (
     space_axes,
     symmetric_padding,
 )
-from recipe import RECIPE
+from recipe import IMAGE_SIZE, RECIPE
 
 Conv = collections.namedtuple('Conv', 'kernel stride depth')
 Bottleneck = collections.namedtuple('Bottleneck', 'kernel stride depth factor se')    # factor: expanded width / input width
@@ -99,15 +98,14 @@ def bottleneck_code(code, default):
 def layer_costs(model):
     """What a model costs: a list of (layer group, multiply-adds, trainable parameters), in the order of the network.
 
-    Multiply-adds are those of convolutions, depthwise ones and biases included, for one image of 224x224 pixels.
+    Multiply-adds are those of convolutions, depthwise ones and biases included, for one image of its size.
     """
     def group(name):
         return re.match(r'MobileNetV2/(Conv2d_\d+|[^/]+)', name).group(1)
 
     costs = collections.OrderedDict()
     with tf.Graph().as_default() as graph, PredictTowerContext(''):
-        size = [1, IMAGE_SIZE, IMAGE_SIZE, 3]
-        model.get_logits(tf.placeholder(tf.uint8, size))
+        model.get_logits(tf.placeholder(tf.uint8, [1, model.image_size, model.image_size, 3]))
         for variable in tf.trainable_variables():
             cost = costs.setdefault(group(variable.op.name), [0, 0])
             cost[1] += variable.shape.num_elements()
@@ -166,7 +164,7 @@ def infer_width(channels, expanded, variant):
 
 
 def from_checkpoint(restore, features=False, **options):
-    """The GhostNet that `restore`, a CheckpointRestore, has the weights of. `options` are further arguments of it.
+    """The GhostNet that `restore`, a CheckpointRestore, has the weights of. `options` are further, or other, arguments of it.
 
     Raises:
         InputError: it is not a GhostNet, or of a variant that is not among VARIANTS, or, unless only its feature maps will be
@@ -178,7 +176,8 @@ def from_checkpoint(restore, features=False, **options):
         raise InputError("the checkpoint %s is not one of a GhostNet" % restore.path)
     if not features:
         need_classifier(restore)
-    return GhostNet(variant=restore.variant, **dict(made_with, **options))
+    made_with.update(options)
+    return GhostNet(variant=restore.variant, image_size=made_with.pop('image_size', restore.record.image_size), **made_with)
 
 
 def need_classifier(source):
@@ -211,7 +210,7 @@ def known_variant(variant):
 
 
 class GhostNet(ImageNetModel):
-    """GhostNet for images of 224x224 pixels.
+    """GhostNet for images of one size.
 
     Args:
         num_classes (int): length of the logits.
@@ -226,13 +225,15 @@ class GhostNet(ImageNetModel):
         label_smoothing (float): share of the target that is spread over all classes.
         freeze_bn (bool): in training too, BN uses its stored statistics, and none of its variables change.
         variant (str): one of VARIANTS.
+        image_size (int): height and width of images, pixels; the weights fit any.
         output_stride (int): 8, 16 or 32. Under 32, the last strides are 1, and what comes behind them is atrous at that rate.
     """
 
     def __init__(self, num_classes=1000, dw_code=None, ratio_code=None, se=3, data_format='NHWC', width=1.0, lr=RECIPE.lr,
                  weight_decay=RECIPE.weight_decay, dropout_keep_prob=RECIPE.dropout_keep_prob,
-                 label_smoothing=RECIPE.label_smoothing, freeze_bn=False, variant=PUBLISHED, output_stride=32):
-        super(GhostNet, self).__init__(data_format, lr, weight_decay, label_smoothing, freeze_bn, variant)
+                 label_smoothing=RECIPE.label_smoothing, freeze_bn=False, variant=PUBLISHED, output_stride=32,
+                 image_size=IMAGE_SIZE):
+        super(GhostNet, self).__init__(data_format, lr, weight_decay, label_smoothing, freeze_bn, variant, image_size)
         self.num_classes = num_classes
         self.dw_code = bottleneck_code(dw_code, 3)
         self.ratio_code = bottleneck_code(ratio_code, 2)
@@ -307,7 +308,7 @@ class GhostNet(ImageNetModel):
         return outputs
 
     def get_logits(self, image):
-        """Logits, float32 (N, num_classes), of images: uint8 (N, 224, 224, 3) BGR, or float32 as ``image_preprocess`` returns.
+        """Logits, float32 (N, num_classes), of images: uint8 (N, size, size, 3) BGR, or float32 as ``image_preprocess`` returns.
 
         To be called in a Tensorpack tower context, which says whether BN and dropout are in training.
         """

@@ -15,12 +15,12 @@ from tensorpack.tfutils.optimizer import apply_grad_processors
 from tensorpack.tfutils.sesscreate import NewSessionCreator
 from tensorpack.tfutils.tower import get_current_tower_context
 
-from augmentation import IMAGE_SIZE, augment, eval_crop
+from augmentation import augment, eval_crop
 from checkpoints import PUBLISHED
 from command_line import InputError, cores
 from dataset import tops
-from pictures import read_image
-from recipe import MOMENTUM
+from pictures import PictureReader
+from recipe import IMAGE_SIZE, MOMENTUM
 
 MEAN, STD = np.float32([0.406, 0.456, 0.485]), np.float32([0.225, 0.224, 0.229])    # of ImageNet, BGR, images in [0, 1]
 
@@ -81,34 +81,40 @@ class ShuffledImages(DataFlow):
                 yield [path, label, np.random.RandomState([self.seed, epoch, index])]
 
 
-def train_dataflow(images, smallest_area, threads, read=read_image):
-    """Endless DataFlow of [uint8 (share of a batch, 224, 224, 3), int (share,)].
+def train_dataflow(images, smallest_area, threads, reader=None):
+    """Endless DataFlow of [uint8 (share of a batch, size, size, 3), int (share,)].
 
     Args:
         images (ShuffledImages): what to read.
-        read: a PictureReader. In place of a picture that it leaves out comes one that the datapoint's random state draws.
+        reader (PictureReader): has the size. In place of a picture that it leaves out comes one that the datapoint's random state
+            draws. By default one that leaves out none.
     """
+    reader = reader or PictureReader()
+
     def sample(datapoint):
         path, label, rng = datapoint
         for _ in range(100):
-            picture = read(path)
+            picture = reader(path)
             if picture is not None:
-                return [augment(picture, rng, smallest_area), label]
+                return [augment(picture, rng, smallest_area, reader.image_size), label]
             path, label = images.images[rng.randint(len(images.images))]
         raise InputError("100 training images in a row are broken: look at the data")
     return BatchData(OrderedThreadMap(images, threads, sample, 4 * threads), images.batch // images.workers)
 
 
-def eval_dataflow(images, batch, read=read_image):
-    """DataFlow of [uint8 (batch, 224, 224, 3), int (batch,)], the last one as small as it must be: validation in training.
+def eval_dataflow(images, batch, reader=None):
+    """DataFlow of [uint8 (batch, size, size, 3), int (batch,)], the last one as small as it must be: validation in training.
 
     Args:
         images (list of [path, label]): what to read, in this order.
-        read: a PictureReader. The pictures that it leaves out are not among the datapoints.
+        reader (PictureReader): has the size. The pictures that it leaves out are not among the datapoints.
+            By default one that leaves out none.
     """
+    reader = reader or PictureReader()
+
     def crop(datapoint):
-        picture = read(datapoint[0])
-        return None if picture is None else [eval_crop(picture), datapoint[1]]
+        picture = reader(datapoint[0])
+        return None if picture is None else [eval_crop(picture, reader.image_size), datapoint[1]]
     ds = OrderedThreadMap(DataFromList(images, shuffle=False), cores(), crop, 2 * batch)
     return BatchData(MapData(ds, lambda datapoint: datapoint), batch, remainder=True)    # MapData drops None
 
@@ -135,7 +141,7 @@ class ImageNetModel(ModelDesc):
 
     class_weights = None
 
-    def __init__(self, data_format, lr, weight_decay, label_smoothing, freeze_bn, variant=PUBLISHED):
+    def __init__(self, data_format, lr, weight_decay, label_smoothing, freeze_bn, variant=PUBLISHED, image_size=IMAGE_SIZE):
         super(ImageNetModel, self).__init__()
         self.data_format = data_format
         self.lr = lr
@@ -143,13 +149,15 @@ class ImageNetModel(ModelDesc):
         self.label_smoothing = label_smoothing
         self.freeze_bn = freeze_bn
         self.variant = variant
+        self.image_size = image_size
 
     def get_logits(self, image):
         """Logits, float32 (N, classes), of images as ``image_preprocess`` takes them, or as it returns them."""
         raise NotImplementedError
 
     def inputs(self):
-        return [tf.TensorSpec([None, IMAGE_SIZE, IMAGE_SIZE, 3], tf.uint8, 'input'), tf.TensorSpec([None], tf.int32, 'label')]
+        size = self.image_size
+        return [tf.TensorSpec([None, size, size, 3], tf.uint8, 'input'), tf.TensorSpec([None], tf.int32, 'label')]
 
     def image_preprocess(self, image):
         """float32 images of mean 0 and deviation 1 over ImageNet, in `data_format`, from uint8 (N, H, W, 3) BGR."""
@@ -160,7 +168,7 @@ class ImageNetModel(ModelDesc):
         """Tensors ``logits``, ``wrong-top1``, ``wrong-top5`` (float32 (N,), 1 where wrong; see `tops`) and ``xentropy-loss``.
 
         Args:
-            image (tf.Tensor): uint8 (N, 224, 224, 3) BGR.
+            image (tf.Tensor): uint8 (N, size, size, 3) BGR.
             label (tf.Tensor): int32 (N,).
         Returns:
             tf.Tensor: the cost, a scalar: ``xentropy-loss`` and, in training, weight decay. What training reports: `measured`.

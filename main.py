@@ -14,7 +14,7 @@ from itertools import compress
 from command_line import InputError, check_writable, quiet_tensorpack, run, write_json, write_npz
 from dataset import VAL_SHARE, open_tree, open_tree_of
 from flags import parse_args
-from recipe import FINETUNE, IMAGENET_IMAGES, RECIPE, learning_rate, smallest_area, steps_per_epoch
+from recipe import FINETUNE, IMAGE_SIZE, IMAGENET_IMAGES, RECIPE, learning_rate, smallest_area, steps_per_epoch
 
 PAPER = {0.5: ('42', '2.6'), 1.0: ('141', '5.2'), 1.3: ('226', '7.3')}    # paper, table 7: millions at each width
 
@@ -33,6 +33,9 @@ def build_model(args, num_classes, source=None):
         if given and len(given) < CODE_LENGTH:
             print("--%s has %d entries; as published, under %d the default is used instead" % (flag, len(given), CODE_LENGTH))
     variant = known_variant(args.variant or recorded)
+    image_size = args.image_size or (IMAGE_SIZE if source is None else source.record.image_size)
+    if image_size != IMAGE_SIZE:
+        print("images of %d x %d pixels" % (image_size, image_size))
     made_with = (source and infer_architecture(source.shapes, variant)) or {
         'width': 1.0, 'se': 3, 'dw_code': None, 'ratio_code': None}
 
@@ -40,7 +43,7 @@ def build_model(args, num_classes, source=None):
         return made_with[name] if getattr(args, flag) is None else getattr(args, flag)
     return GhostNet(num_classes, chosen('dw_code_str', 'dw_code'), chosen('ratio_code_str', 'ratio_code'), chosen('se', 'se'),
                     args.data_format, chosen('width_ratio', 'width'), args.lr, args.weight_decay, args.dropout_keep_prob,
-                    args.label_smoothing, args.freeze_bn, variant)
+                    args.label_smoothing, args.freeze_bn, variant, image_size=image_size)
 
 
 def tree_of(args, source=None):
@@ -106,14 +109,14 @@ def run_eval(args):
     restore = CheckpointRestore(args.load)
     need_classifier(restore)
     tree = tree_of(args, restore)
-    images, reader = tree.images('val'), picture_reader(args)
+    images, model = tree.images('val'), build_model(args, len(tree.classes), restore)
+    reader = picture_reader(args, model)
     if tree.val_share is not None:
         print("the validation part, %g of each class: %d pictures" % (tree.val_share, len(images)))
     with contextlib.ExitStack() as stack:    # the cache gets its name in the end, when the result is out
         read = None
         if args.cache is not None:
             read = stack.enter_context(cached(args.cache, args.data_dir, images, reader))
-        model = build_model(args, len(tree.classes), restore)
         keep_logits = args.save_logits is not None or args.report is not None
         result, engine = computed(args, model, restore, images, reader, read, keep_logits)
         count = int(result['kept'].sum())
@@ -122,7 +125,7 @@ def run_eval(args):
             write_npz(args.save_logits, logits=result['logits'], files=np.array(tree.files('val'))[result['kept']],
                       labels=np.array([label for _, label in images])[result['kept']])
         if args.json is not None:
-            write_json(args.json, eval_record(result, count, engine.name, reader.left_out))
+            write_json(args.json, eval_record(result, count, engine.name, reader))
         if args.report is not None:
             report(args, tree, images, result, reader)
     hint_at_chance(result['wrong_top1'], count, model.num_classes)
@@ -139,9 +142,9 @@ def report(args, tree, images, result, reader):
                  result['logits'], tree.classes, [path for path, _ in compress(images, kept)], reader, about)
 
 
-def picture_reader(args):
+def picture_reader(args, model):
     from pictures import PictureReader
-    return PictureReader(args.broken, "; get it again, or leave such pictures out with --broken skip")
+    return PictureReader(args.broken, "; get it again, or leave such pictures out with --broken skip", model.image_size)
 
 
 def computed(args, model, restore, images, reader, read=None, keep_logits=True):
@@ -170,7 +173,8 @@ def run_predict(args):
     need_classifier(restore)
     classes = restore.record.classes if args.data_dir is None else tree_of(args, restore).classes
     made_with = infer_architecture(restore.shapes, restore.variant) or {'num_classes': 1000}
-    model, reader = build_model(args, len(classes or ()) or made_with['num_classes'], restore), picture_reader(args)
+    model = build_model(args, len(classes or ()) or made_with['num_classes'], restore)
+    reader = picture_reader(args, model)
     result, _ = computed(args, model, restore, [[file, 0] for file in files], reader)
     predictions = [{'file': file, 'classes': most_probable(row, classes, args.topk)}
                    for file, row in zip((file for file, keep in zip(files, result['kept']) if keep), result['logits'])]
@@ -193,16 +197,17 @@ def run_train(args):
         need_classifier(source)
     tree = tree_of(args, None if args.finetune and not args.resume else source)
     model = build_model(args, len(tree.classes), source)
-    data = Data(tree.images('train'), tree.images('val'), smallest_area(model.width), picture_reader(args))
+    data = Data(tree.images('train'), tree.images('val'), smallest_area(model.width), picture_reader(args, model))
     warn_of_duplicates(data.train, data.val)
     if args.class_weights:
         model.class_weights = balanced_weights([label for _, label in data.train], model.num_classes)
     workers = HorovodWorkers() if args.trainer == 'horovod' else OneWorker()
     gpus, towers = len(args.gpu.split(',')) if args.gpu else 0, args.towers or 1
     batch = batch_size(args, len(data.train), max(workers.size, gpus, towers))
+    record = Record(model.variant, tree.classes, tree.val_share, model.image_size)
     with mismatch_explained(model, args.finetune):
         train(model, data, Run(
-            args.log_dir, batch, args.epochs, seed=args.seed, record=Record(model.variant, tree.classes, tree.val_share),
+            args.log_dir, batch, args.epochs, seed=args.seed, record=record,
             options=run_options(args, model, len(data.train), batch, tree.val_share), load=args.load, finetune=args.finetune,
             patience=args.patience, resume=args.resume, gpus=gpus, towers=towers, workers=workers))
 
@@ -233,7 +238,8 @@ def run_options(args, model, images, batch, val_share):
     """What a run depends on besides its seed, {name: value}: it can be resumed only with the same."""
     options = {'--' + flag: getattr(args, flag) for flag in (
         'dropout_keep_prob', 'epochs', 'freeze_bn', 'label_smoothing', 'lr', 'weight_decay')}
-    options.update({'--batch': batch, '--variant': model.variant, '--width_ratio': model.width, '--se': model.se,
+    options.update({'--batch': batch, '--variant': model.variant, '--image_size': model.image_size,
+                    '--width_ratio': model.width, '--se': model.se,
                     'number of classes': model.num_classes, 'number of training images': images})
     for name, code, default in ('--dw_code_str', model.dw_code, 3), ('--ratio_code_str', model.ratio_code, 2):
         options[name] = None if set(code) == {default} else code
@@ -271,7 +277,7 @@ def print_costs(args):
     costs.append(('total', sum(cost[1] for cost in costs), sum(cost[2] for cost in costs)))
     rows = [(name, "%.2f M" % (multiply_adds / 1e6), "{:,}".format(parameters)) for name, multiply_adds, parameters in costs]
     rows[-1] = ('total', "%.1f M" % (costs[-1][1] / 1e6), rows[-1][2])
-    if model.width in PAPER:
+    if model.width in PAPER and model.image_size == IMAGE_SIZE:
         rows.append(('paper, width %g' % model.width,) + tuple("%s M" % value for value in PAPER[model.width]))
     print(tabulate.tabulate(rows, headers=('layer group', 'multiply-adds', 'parameters'), colalign=('left', 'right', 'right'),
                             disable_numparse=True))

@@ -27,6 +27,7 @@ from picture_formats import (
     tidy_png,
     tiff_samples,
 )
+from recipe import IMAGE_SIZE, shorter_side
 
 warnings.filterwarnings('ignore', module='PIL')    # they have no file name
 MAX_PIXELS = int(os.environ['OPENCV_IO_MAX_IMAGE_PIXELS'])    # of a picture, and of one that is resized for the network
@@ -61,7 +62,12 @@ def check_size(height, width, bits=8):
     most = MAX_PIXELS if bits <= 8 else MAX_PIXELS // 2
     if height * width > most:
         raise Damaged("it has %d x %d pixels of %d bits a sample, more than %d million" % (width, height, bits, most // 10 ** 6))
-    if height and width and 256 ** 2 * max(height, width) > MAX_PIXELS * min(height, width):
+    check_length(height, width, IMAGE_SIZE)
+
+
+def check_length(height, width, image_size):
+    """Raises Damaged for what would take gigabytes once it is resized for a network of that image size."""
+    if height and width and shorter_side(image_size) ** 2 * max(height, width) > MAX_PIXELS * min(height, width):
         raise Damaged("it has %d x %d pixels, which is too long to be resized" % (width, height))
 
 
@@ -200,12 +206,13 @@ class PictureReader:
         broken (str): 'stop' raises BrokenPicture; 'skip' leaves them out; 'accept' takes what OpenCV makes of them, which is what
             the published program does.
         way_out (str): how the message of BrokenPicture ends.
+        image_size (int): of the network that the pictures are resized for, pixels.
 
     Attributes: `left_out`, {path: reason}.
     """
 
-    def __init__(self, broken='stop', way_out=": get it again"):
-        self.broken, self.way_out = broken, way_out
+    def __init__(self, broken='stop', way_out=": get it again", image_size=IMAGE_SIZE):
+        self.broken, self.way_out, self.image_size = broken, way_out, image_size
         self.left_out = {}
         self.noted = set()
 
@@ -221,6 +228,7 @@ class PictureReader:
         data = read_bytes(path)
         try:
             image, note = read_noted(data)
+            check_length(*image.shape[:2], image_size=self.image_size)
         except Damaged as error:
             image, note = self.doubtful(path, data, error)
         if note is not None and path not in self.noted:
@@ -234,6 +242,7 @@ class PictureReader:
             try:
                 image = decode(data + END_OF_IMAGE if data[:2] == b'\xff\xd8' else data)    # cv2.imread gives a cut one its end
                 check_size(*image.shape[:2])
+                check_length(*image.shape[:2], image_size=self.image_size)
                 return image, "accepted as OpenCV reads it, although %s" % error
             except Damaged as other:
                 error = other

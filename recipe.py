@@ -13,11 +13,18 @@ MOMENTUM = 0.9                   # Nesterov's
 WARM_UP_EPOCHS = 5               # in runs of under 25 epochs, a fifth of them
 WARM_UP_START = 0.25             # share of the peak learning rate
 IMAGENET_IMAGES = 1281167        # in ILSVRC12's training set
+IMAGE_SIZE = 224                 # pixels, height and width of what the network takes
+IMAGE_SIZES = 128, 384           # the smallest and the largest that --image_size offers
 
 
 def smallest_area(width):
     """The smallest share of an image's area that a training crop may have: narrow networks (width multiplier) see more of it."""
     return 0.49 if width < 1 else 0.08
+
+
+def shorter_side(image_size):
+    """Pixels to which evaluation resizes the shorter side of a picture, before it crops the centre: 256 for 224, in proportion."""
+    return int(round(image_size * 256 / 224))
 
 
 def steps_per_epoch(images, batch):

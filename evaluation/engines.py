@@ -8,13 +8,12 @@ from tf_compat import inter_op_threads, need_version_2, tensorflow, tf
 import numpy as np
 from tensorpack.predict import OfflinePredictor, PredictConfig
 
-from augmentation import IMAGE_SIZE
 from command_line import InputError, quiet_stderr
 from evaluation import frozen
 from evaluation.throughput import images_per_second
 from imagenet_utils import MEAN, STD, in_order, layout_explained, session_creator
 
-# `call` is a function from images, uint8 (N, 224, 224, 3) BGR, to logits, float32 (N, classes), for several threads at once.
+# `call` is a function from images, uint8 (N, size, size, 3) BGR, to logits, float32 (N, classes), for several threads at once.
 # `batch` is how many images a call is best given.
 Engine = collections.namedtuple('Engine', 'name call batch')
 
@@ -69,7 +68,7 @@ def tflite_engine(model, restore, jobs):
         for interpreter in idle:
             interpreter.allocate_tensors()
     # ``image_preprocess`` in NumPy: TFLite takes 0.9 of 5.7 ms for it, since it is slow where the last axis has three values.
-    scale, offset = (np.resize(values, [IMAGE_SIZE, IMAGE_SIZE, 3]) for values in (1 / (255 * STD), MEAN / STD))
+    scale, offset = (np.resize(values, [model.image_size, model.image_size, 3]) for values in (1 / (255 * STD), MEAN / STD))
     source, = idle[0].get_input_details()
     logits, = idle[0].get_output_details()
     sizes = dict.fromkeys(idle, source['shape'][0])
@@ -96,7 +95,7 @@ def fastest_engine(model, restore, jobs, images, seconds=0.5):
     """The one of ENGINES that computes most images a second here; says so, with the rates.
 
     Args:
-        images (np.ndarray): some to measure with, uint8 (N, 224, 224, 3) BGR.
+        images (np.ndarray): some to measure with, uint8 (N, size, size, 3) BGR.
         seconds (float): how long each is measured at least.
     """
     rates, best = collections.OrderedDict(), None
@@ -126,7 +125,7 @@ def measure(engine, images, jobs, seconds):
 
 
 def make_engine(name, model, restore, jobs, sample=None):
-    """The engine called `name`, one of ENGINES or 'auto', which is measured on what `sample()` returns, uint8 (N, 224, 224, 3) BGR.
+    """The engine called `name`, one of ENGINES or 'auto', which is measured on the images, as of `call`, that `sample()` returns.
 
     Raises:
         CheckpointMismatch: the checkpoint is not one of `model`.
@@ -136,5 +135,5 @@ def make_engine(name, model, restore, jobs, sample=None):
         if name == 'auto':
             return fastest_engine(model, restore, jobs, sample())
         engine = ENGINES[name](model, restore, jobs)
-        engine.call(np.zeros([1, IMAGE_SIZE, IMAGE_SIZE, 3], np.uint8))    # Grappler's work is part of making it
+        engine.call(np.zeros([1, model.image_size, model.image_size, 3], np.uint8))    # Grappler's work is part of making it
         return engine

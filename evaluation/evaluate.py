@@ -12,7 +12,7 @@ from augmentation import kept_images
 from command_line import InputError, progress_options
 from dataset import tops
 from imagenet_utils import in_order, layout_explained
-from pictures import read_image
+from pictures import PictureReader
 
 
 def wrong(logits, labels, k):
@@ -43,8 +43,10 @@ def evaluate(engine, model, images, batch, jobs, read=None, keep_logits=True):
         InputError: an image cannot be read, all are left out, or logits are not finite.
     """
     if read is None:
+        reader = PictureReader(image_size=model.image_size)
+
         def read(start, end):
-            return kept_images([path for path, _ in images[start:end]], read_image)
+            return kept_images([path for path, _ in images[start:end]], reader)
 
     def compute(span):
         pictures, kept = read(*span)

@@ -4,7 +4,6 @@ from tf_compat import tf
 import numpy as np
 from tensorpack.tfutils.tower import PredictTowerContext
 
-from augmentation import IMAGE_SIZE
 from evaluation.resize import evaluation_crop
 
 INPUT, LOGITS, PROBABILITIES = 'input', 'logits', 'probabilities'
@@ -20,18 +19,18 @@ def build_and_restore(session, model, restore, raw=False, rgb=False, softmax=Fal
         raw (bool): the placeholder ``input`` takes float32 images as ``image_preprocess`` returns them, not uint8 ones.
         rgb (bool): its channels are RGB, not BGR.
         softmax (bool): output ``probabilities``, not ``logits``; both are (N, classes).
-        features (bool): output ``GhostNet.feature_maps``, for images (N, H, W, 3) of any size, not (N, 224, 224, 3).
+        features (bool): output ``GhostNet.feature_maps``, for images (N, H, W, 3) of any size, not of the model's.
         any_size (bool): images (N, H, W, 3) of any size are resized and cropped as evaluation does; not for `raw` and `features`.
     Returns:
         list of str: names of the outputs.
     Raises:
         CheckpointMismatch: see CheckpointRestore.
     """
-    size = None if features or any_size else IMAGE_SIZE
+    size = None if features or any_size else model.image_size
     with session.graph.as_default(), PredictTowerContext(''):
         image = tf.placeholder(tf.float32 if raw else tf.uint8, [None, size, size, 3], name=INPUT)
         if any_size:
-            image = evaluation_crop(image)
+            image = evaluation_crop(image, model.image_size)
         if rgb:
             image = tf.gather(image, [2, 1, 0], axis=3)
         if features:

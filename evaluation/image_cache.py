@@ -10,11 +10,14 @@ import cv2
 import filelock
 import numpy as np
 
-from augmentation import IMAGE_SIZE, PREPROCESSING_VERSION, kept_images
+from augmentation import PREPROCESSING_VERSION, kept_images
 from command_line import InputError, atomic_write
+from recipe import IMAGE_SIZE
 
-# A row is an image, its CRC-32, and `file_state` of the file that it was read from.
-ROW = np.dtype([('image', 'u1', (IMAGE_SIZE, IMAGE_SIZE, 3)), ('checksum', '<u4'), ('state', '<i8', (4,))])
+
+def row_type(size):
+    """The dtype of a row: an image of `size` x `size` pixels, its CRC-32, and `file_state` of the file that it was read from."""
+    return np.dtype([('image', 'u1', (size, size, 3)), ('checksum', '<u4'), ('state', '<i8', (4,))])
 
 
 def file_state(path):
@@ -27,11 +30,13 @@ def file_state(path):
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino % 2 ** 63
 
 
-def cache_file(folder, data_dir, images, accept):
-    """The file in `folder` for these images: its name follows from the tree, the list, what preprocesses them, and whether broken
-    ones are accepted."""
+def cache_file(folder, data_dir, images, read_picture):
+    """The file in `folder` for these images: its name follows from the tree, the list, what preprocesses them, their size, and
+    whether broken ones are accepted."""
     key = [os.path.realpath(data_dir), [os.path.relpath(path, data_dir) for path, _ in images], PREPROCESSING_VERSION,
-           cv2.__version__] + ['accept'] * accept
+           cv2.__version__] + ['accept'] * (read_picture.broken == 'accept')
+    if read_picture.image_size != IMAGE_SIZE:    # caches of older versions are of this one
+        key.append(read_picture.image_size)
     return os.path.join(folder, 'images-%s.npy' % hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16])
 
 
@@ -45,52 +50,53 @@ def write_errors_named(path):
 
 
 class Rows:
-    """The ROWs of an open NumPy file, for several threads. Read and written, not memory-mapped: a file that somebody truncates
+    """The rows of an open NumPy file, for several threads. Read and written, not memory-mapped: a file that somebody truncates
     would end the process with SIGBUS.
 
     Args:
         file: opened for reading, or also for writing.
         offset (int): where its first row is.
+        row (np.dtype): of ``row_type``.
     """
 
-    def __init__(self, file, offset):
-        self.file, self.offset, self.lock = file, offset, threading.Lock()
+    def __init__(self, file, offset, row):
+        self.file, self.offset, self.row, self.lock = file, offset, row, threading.Lock()
 
     def read(self, start, end):
         """Rows `start` to `end` - 1; fewer if the file has fewer."""
         with self.lock:
-            self.file.seek(self.offset + start * ROW.itemsize)
-            data = self.file.read((end - start) * ROW.itemsize)
-        return np.frombuffer(data[:len(data) // ROW.itemsize * ROW.itemsize], ROW)
+            self.file.seek(self.offset + start * self.row.itemsize)
+            data = self.file.read((end - start) * self.row.itemsize)
+        return np.frombuffer(data[:len(data) // self.row.itemsize * self.row.itemsize], self.row)
 
     def write(self, start, rows):
         with self.lock:
-            self.file.seek(self.offset + start * ROW.itemsize)
+            self.file.seek(self.offset + start * self.row.itemsize)
             self.file.write(rows.tobytes())
 
     def states(self, count):
         """The states of the first `count` rows, int64 (N, 4)."""
-        place = ROW.fields['state'][1]
+        place = self.row.fields['state'][1]
         with self.lock:
             parts = []
             for row in range(count):
-                self.file.seek(self.offset + row * ROW.itemsize + place)
-                parts.append(self.file.read(ROW.itemsize - place))
+                self.file.seek(self.offset + row * self.row.itemsize + place)
+                parts.append(self.file.read(self.row.itemsize - place))
         data = b''.join(parts)
         return np.frombuffer(data[:len(data) // 32 * 32], '<i8').reshape(-1, 4)
 
 
-def open_rows(stack, path, count):
-    """The Rows of the cache at `path`, open as long as `stack`; None if it is damaged, or has another number of them."""
+def open_rows(stack, path, count, row):
+    """The Rows of the cache at `path`, open as long as `stack`; None if it is damaged, or has another number or type of them."""
     file = stack.enter_context(open(path, 'rb'))
     try:
         version = np.lib.format.read_magic(file)
         shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-        whole = (version, shape, fortran_order, dtype) == ((1, 0), (count,), False, ROW)
+        whole = (version, shape, fortran_order, dtype) == ((1, 0), (count,), False, row)
     except Exception:    # no NumPy file, or one that was cut or damaged: ValueError, tokenize.TokenError and others
         whole = False
     offset = file.tell()
-    return Rows(file, offset) if whole and os.path.getsize(path) == offset + count * ROW.itemsize else None
+    return Rows(file, offset, row) if whole and os.path.getsize(path) == offset + count * row.itemsize else None
 
 
 @contextlib.contextmanager
@@ -98,22 +104,22 @@ def cached(folder, data_dir, images, read_picture):
     """A function from (first, last + 1) to what ``kept_images`` returns for these: from the cache in `folder` where that is there
     and true, else from their files, and then the cache is there when the context ends without an exception.
 
-    The cache is a NumPy file of ROWs in the order of `images`. Without all of them there is none.
+    The cache is a NumPy file of rows in the order of `images`. Without all of them there is none.
 
     Args:
         data_dir (str): the ILSVRC12 tree.
         images (list of [path, label]): from ``dataset.read_images``.
-        read_picture (PictureReader): how to read one.
+        read_picture (PictureReader): how to read one, and in which size.
     Raises:
         InputError: the cache cannot be written, or an image in it is damaged, or see ``kept_images``.
     """
-    path = cache_file(folder, data_dir, images, read_picture.broken == 'accept')
+    path, row = cache_file(folder, data_dir, images, read_picture), row_type(read_picture.image_size)
     states = np.array([file_state(image) for image, _ in images], np.int64)
     with contextlib.ExitStack() as stack:
         try:
             os.makedirs(folder, exist_ok=True)
             there = os.path.exists(path)
-            rows = open_rows(stack, path, len(images)) if there else None
+            rows = open_rows(stack, path, len(images), row) if there else None
         except OSError as error:
             raise InputError("cannot use the cache folder %s: %s" % (folder, error.strerror))
         changed = len(images)
@@ -127,11 +133,11 @@ def cached(folder, data_dir, images, read_picture):
         if there:
             print("the cache %s is made again: %s" % (
                 path, "it is damaged" if rows is None else "%d of its images have changed" % changed))
-    with filling(path, states, read_picture) as rows:
+    with filling(path, states, row, read_picture) as rows:
         def read(start, end):
             result, kept = kept_images([image for image, _ in images[start:end]], read_picture)
             if rows is not None and kept.all():
-                filled = np.empty(end - start, ROW)
+                filled = np.empty(end - start, row)
                 filled['image'], filled['state'] = result, states[start:end]
                 filled['checksum'] = [zlib.crc32(image) for image in result]
                 with write_errors_named(path):
@@ -160,7 +166,7 @@ class LeftOut(Exception):
 
 
 @contextlib.contextmanager
-def filling(path, states, read_picture):
+def filling(path, states, row, read_picture):
     """Rows to fill of what becomes the file `path` in the end; None if another process is filling them."""
     lock = filelock.FileLock(path + '.lock')    # it stays: removing a lock that another process waits for would make two of them
     with write_errors_named(path):
@@ -175,7 +181,7 @@ def filling(path, states, read_picture):
     try:
         with atomic_write(path, temporary=path + '.unfinished') as f:    # of a process that was killed, it is taken over
             with write_errors_named(path):
-                rows = allocate(f, len(states))
+                rows = allocate(f, len(states), row)
             yield rows
             if read_picture.left_out:
                 raise LeftOut
@@ -185,14 +191,14 @@ def filling(path, states, read_picture):
         lock.release()
 
 
-def allocate(f, count):
-    """Makes the open file `f` a NumPy file of so many ROWs that has its whole size on the disk; its Rows."""
+def allocate(f, count, row):
+    """Makes the open file `f` a NumPy file of so many rows of that type that has its whole size on the disk; its Rows."""
     np.lib.format.write_array_header_1_0(f, {
-        'descr': np.lib.format.dtype_to_descr(ROW), 'fortran_order': False, 'shape': (count,)})
+        'descr': np.lib.format.dtype_to_descr(row), 'fortran_order': False, 'shape': (count,)})
     f.flush()
     offset = f.tell()
     if hasattr(os, 'posix_fallocate'):    # a full disk shows here, not after an hour
-        os.posix_fallocate(f.fileno(), offset, count * ROW.itemsize)
+        os.posix_fallocate(f.fileno(), offset, count * row.itemsize)
     else:
-        f.truncate(offset + count * ROW.itemsize)
-    return Rows(f, offset)
+        f.truncate(offset + count * row.itemsize)
+    return Rows(f, offset, row)

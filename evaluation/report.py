@@ -26,12 +26,12 @@ def print_errors(result, count, engine, left_out):
     print("%.1f images/s, %.1f seconds used, engine %s" % (count / seconds, seconds, engine))
 
 
-def eval_record(result, count, engine, left_out):
-    """What --json gets of an evaluation."""
+def eval_record(result, count, engine, reader):
+    """What --json gets of an evaluation. `reader`: the PictureReader, by which pictures were left out."""
     return {'images': count, 'wrong_top1': result['wrong_top1'], 'wrong_top5': result['wrong_top5'],
             'top1_error': result['wrong_top1'] / count,
             'top5_error': None if result['wrong_top5'] is None else result['wrong_top5'] / count, 'engine': engine,
-            'left_out': listed(left_out),
+            'image_size': reader.image_size, 'left_out': listed(reader.left_out),
             'seconds': result['seconds'], 'images_per_second': count / result['seconds'], 'python': platform.python_version(),
             'tensorflow': TENSORFLOW_VERSION, 'tensorpack': tensorpack.__version__, 'opencv': cv2.__version__}
 

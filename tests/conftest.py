@@ -114,7 +114,7 @@ def random_checkpoint(path, seed=0, classes=None, lacking='nothing', **options):
         model.get_logits(tf.placeholder(tf.uint8, [1, 224, 224, 3]))
         values = {v.op.name: recorded_weight(v.op.name, v.shape.as_list(), seed) for v in tf.global_variables()
                   if MODEL_VARIABLE.search(v.op.name) and not re.search(lacking, v.op.name)}
-    save_values(values, str(path), Record(model.variant, classes and [(name, '') for name in classes], None))
+    save_values(values, str(path), Record(model.variant, classes and [(name, '') for name in classes], None, model.image_size))
     return str(path)
 
 

@@ -5,6 +5,7 @@ import math
 
 import cv2
 import numpy as np
+import pytest
 from test_pictures import picture
 
 import augmentation
@@ -27,14 +28,28 @@ def test_the_version_of_the_preprocessing_stands_for_its_pixels(recorded):
     assert hashlib.sha256(pixels.tobytes()).hexdigest() == digests[augmentation.PREPROCESSING_VERSION]
 
 
-def test_preprocessing_is_that_of_tensorpack():
+@pytest.mark.parametrize('size, shorter', [(224, 256), (128, 146), (160, 183), (192, 219), (225, 257), (384, 439)])
+def test_preprocessing_is_that_of_tensorpack(size, shorter):
     """Of any size and shape, also where an edge is half a pixel."""
     from tensorpack.dataflow import imgaug
-    theirs = imgaug.AugmentorList([imgaug.ResizeShortestEdge(256, cv2.INTER_CUBIC), imgaug.CenterCrop((224, 224))])
+    theirs = imgaug.AugmentorList([imgaug.ResizeShortestEdge(shorter, cv2.INTER_CUBIC), imgaug.CenterCrop((size, size))])
     rng = np.random.RandomState(0)
     for height, width in [(224, 224), (256, 256), (257, 256), (375, 500), (500, 333), (1, 1), (30, 301), (301, 30), (511, 767)]:
         image = rng.randint(0, 256, (height, width, 3)).astype(np.uint8)
-        assert np.array_equal(augmentation.eval_crop(image), theirs.augment(image))
+        assert np.array_equal(augmentation.eval_crop(image, size), theirs.augment(image))
+
+
+def test_samples_have_the_size_that_is_asked_for(monkeypatch):
+    """The crop is resized to it and, where no crop fits, the shorter side, as in Tensorpack."""
+    from tensorpack.dataflow import imgaug
+    image = picture(150, 200)
+    monkeypatch.setattr(augmentation, 'random_colours', lambda mean, rng: np.eye(3, 4))
+    whole = imgaug.AugmentorList([imgaug.ResizeShortestEdge(193, cv2.INTER_CUBIC), imgaug.CenterCrop(193)]).augment(image)
+    for crop, expected in [((20, 10, 90, 80), cv2.resize(image[10:90, 20:110], (193, 193), interpolation=cv2.INTER_CUBIC)),
+                           (None, whole)]:
+        monkeypatch.setattr(augmentation, 'random_crop', lambda *args, crop=crop: crop)
+        sample = augmentation.augment(image, np.random.RandomState(0), 0.3, 193)
+        assert np.array_equal(sample, expected) or np.array_equal(sample, expected[:, ::-1])
 
 
 def test_colours_are_augmented_as_the_three_steps_one_by_one():

@@ -181,16 +181,27 @@ def test_a_folder_of_any_name(tmp_path):
 RECORD = Record('pytorch', [(os.fsdecode(b'caf\xe9'), ''), ('red cars', 'autos, voitures'), ('日本\n', '')], 0.25)
 
 
-@pytest.mark.parametrize('record', [RECORD, Record('published', RECORD.classes, None), Record('published', None, None)])
+@pytest.mark.parametrize('record', [RECORD, Record('published', RECORD.classes, None), Record('published', None, None),
+                                    Record('published', None, None, 160), Record('pytorch', RECORD.classes, 0.25, 384)])
 def test_records_of_a_checkpoint_come_back(tmp_path, record):
     save_values({'a/W': np.ones(3, 'float32')}, str(tmp_path / 'ck'), record)
     restore = CheckpointRestore(str(tmp_path / 'ck'))
     assert restore.record == record == describe(str(tmp_path / 'ck')).record and list(restore.values) == ['a/W']
 
 
+def test_the_published_size_is_not_recorded(tmp_path):
+    """So that such checkpoints have the same bytes as before."""
+    for size, names in (224, ['a/W']), (225, ['a/W', 'image_size']):
+        save_values({'a/W': np.ones(3, 'float32')}, str(tmp_path / 'ck'), Record('published', None, None, size))
+        assert sorted(tf.train.NewCheckpointReader(str(tmp_path / 'ck')).get_variable_to_shape_map()) == names
+
+
 @pytest.mark.parametrize('name, value', [
     ('classes', np.float32([[1, 2]])), ('classes', lambda: tf.constant('one')), ('classes', lambda: tf.constant(['a', 'b'])),
-    ('classes', lambda: tf.constant([['a', ''], ['a', '']])), ('val_share', lambda: tf.constant('much'))])
+    ('classes', lambda: tf.constant([['a', ''], ['a', '']])), ('val_share', lambda: tf.constant('much')),
+    ('image_size', np.int32(-160)), ('image_size', np.int32(10 ** 9)), ('image_size', np.int32(127)),
+    ('image_size', np.float32(np.nan)), ('image_size', np.float32(160)), ('image_size', np.int32([160])), ('image_size', np.int64([])),
+    ('image_size', lambda: tf.constant('160'))])
 def test_damaged_records_are_refused(tmp_path, name, value):
     with pytest.raises(InputError, match='ck cannot be read at %s, which is no record of that' % name):
         describe(saved_variables(tmp_path, {'a/W': np.float32([1]), name: value}))

@@ -10,7 +10,7 @@ from tensorpack.tfutils.tower import PredictTowerContext
 
 from checkpoints import CheckpointRestore
 from conftest import SHARED, random_checkpoint
-from ghostnet import ROWS, VARIANTS, Bottleneck, GhostNet, from_checkpoint, infer_architecture, infer_width
+from ghostnet import ROWS, VARIANTS, Bottleneck, GhostNet, from_checkpoint, infer_architecture, infer_width, layer_costs
 from imagenet_utils import session_creator
 from recorded.record import compute_logits, load_recorded_weights, relative_error, step_differences, training_step
 
@@ -52,6 +52,35 @@ def test_recorded_training_step(recorded):
 def test_width_multiplier_rounds_as_published():
     cases = [(1.0, 16, 16), (0.5, 16, 8), (0.1, 16, 8), (0.5, 184, 92), (1.3, 72, 92), (1.3, 40, 52), (0.35, 40, 16)]
     assert [GhostNet(width=width).scaled(depth) for width, depth, _ in cases] == [channels for _, _, channels in cases]
+
+
+# The paper's table 1: kernel, stride, expanded and output channels of each bottleneck, and whether it has SE.
+TABLE = [(3, 1, 16, 16, 0), (3, 2, 48, 24, 0), (3, 1, 72, 24, 0), (5, 2, 72, 40, 1), (5, 1, 120, 40, 1), (3, 2, 240, 80, 0),
+         (3, 1, 200, 80, 0), (3, 1, 184, 80, 0), (3, 1, 184, 80, 0), (3, 1, 480, 112, 1), (3, 1, 672, 112, 1), (5, 2, 672, 160, 1),
+         (5, 1, 960, 160, 0), (5, 1, 960, 160, 1), (5, 1, 960, 160, 0), (5, 1, 960, 160, 1)]
+
+
+def multiply_adds(size):
+    """Of GhostNet 1.0 for an image of `size` x `size` pixels, counted by hand."""
+    side = (size + 1) // 2
+    total, before = side ** 2 * 27 * 16, 16
+    for kernel, stride, expanded, after, se in TABLE:
+        total += side ** 2 * (before * expanded // 2 + 9 * expanded // 2)
+        small = (side + stride - 1) // stride
+        if stride > 1:
+            total += small ** 2 * kernel ** 2 * expanded
+        if stride > 1 or before != after:
+            total += small ** 2 * (kernel ** 2 * before + before * after)
+        total += se * (expanded * (expanded // 4) * 2 + expanded // 4 + expanded)
+        total += small ** 2 * (expanded * after // 2 + 9 * after // 2)
+        side, before = small, after
+    return total + side ** 2 * 160 * 960 + 960 * 1280 + 1280 * 1000 + 1000
+
+
+@pytest.mark.parametrize('size', [224, 160, 192, 225, 320])
+def test_multiply_adds_are_those_counted_by_hand(size):
+    costs = layer_costs(GhostNet(image_size=size))
+    assert sum(cost for _, cost, _ in costs) == multiply_adds(size)
 
 
 def test_a_short_code_is_not_used():

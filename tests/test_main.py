@@ -61,15 +61,16 @@ def test_eval_without_other_flags_takes_the_digits(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('width, multiply_adds, parameters, paper', [
-    (1, '141.2 M', '5,183,016', '141 M 5.2 M'), (0.5, '42.3 M', '2,588,232', '42 M 2.6 M'),
-    (1.3, '227.0 M', '7,352,622', '226 M 7.3 M')])
-def test_flops(width, multiply_adds, parameters, paper):
-    status, out, err = run_main('--flops', '1', '--width_ratio', width)
+@pytest.mark.parametrize('width, multiply_adds, parameters, paper, flags', [
+    (1, '141.2 M', '5,183,016', '141 M 5.2 M', []), (0.5, '42.3 M', '2,588,232', '42 M 2.6 M', []),
+    (1.3, '227.0 M', '7,352,622', '226 M 7.3 M', []), (1, '104.9 M', '5,183,016', None, ['--image_size', 192])])
+def test_flops(width, multiply_adds, parameters, paper, flags):
+    status, out, err = run_main('--flops', '1', '--width_ratio', width, *flags)
     assert status == 0, err
     lines = [' '.join(line.split()) for line in out.splitlines()]
     assert 'total %s %s' % (multiply_adds, parameters) in lines
-    assert 'paper, width %g %s' % (width, paper) in lines
+    assert 'paper, width %g %s' % (width, paper) in lines if paper else 'paper' not in out
+    assert ('images of 192 x 192 pixels' in lines) == (flags != [])
     assert 'Conv2d_16' in out and 'Logits' in out
 
 
@@ -186,6 +187,9 @@ def test_a_variant_need_not_be_named(digits, tmp_path):
     (['--eval', '--gpu', 'first'], '--gpu'),
     (['--flops', '1', '--json', 'result.json'], '--json'),
     (['--evaluate'], '--evaluate'),
+    (['--eval', '--image_size', '127'], "--image_size: '127' is not an integer from 128 to 384"),
+    (['--train', '--image_size', '385'], "--image_size: '385' is not an integer from 128 to 384"),
+    (['--flops', '1', '--image_size', '160.5'], "--image_size: '160.5'"),
 ])
 def test_impossible_flags(flags, message):
     assert message in refused(*flags)

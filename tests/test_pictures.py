@@ -269,6 +269,15 @@ def test_rules_for_broken_pictures(tmp_path, capfd):
             read(tmp_path, b'', broken=rule)
 
 
+def test_what_is_too_long_to_be_resized_depends_on_the_size(tmp_path):
+    """1 x 1000 pixels are 256 x 256,000 for a network of 224, and 439 x 439,000, more than can be, for one of 384."""
+    png = encode(np.zeros((1, 1000, 3), np.uint8), '.png')
+    assert read(tmp_path, png).shape == (1, 1000, 3)
+    for rule in ('stop', 'accept'):
+        with pytest.raises(BrokenPicture, match='1000 x 1 pixels, which is too long to be resized'):
+            read(tmp_path, png, broken=rule, image_size=384)
+
+
 def test_missing_image_and_folder_are_refused(tmp_path):
     with pytest.raises(InputError, match='cannot read the picture'):
         read_image(str(tmp_path / 'nothing.JPEG'))

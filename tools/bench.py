@@ -46,6 +46,7 @@ def network(load):
 
     from checkpoints import CheckpointRestore
     from ghostnet import GhostNet, from_checkpoint
+    from recipe import IMAGE_SIZE
     quiet_tensorpack()
 
     class Initial(SessionInit):
@@ -57,7 +58,7 @@ def network(load):
     if load is None:
         return GhostNet, Initial()
     restore = CheckpointRestore(load)
-    return lambda: from_checkpoint(restore), restore
+    return lambda: from_checkpoint(restore, image_size=IMAGE_SIZE), restore
 
 
 def make_graph(args):

@@ -16,10 +16,10 @@ import struct
 
 import numpy as np
 
-from augmentation import IMAGE_SIZE
 from command_line import InputError
 from ghostnet import HEAD_DEPTH, ROWS, Conv
 from imagenet_utils import MEAN, STD
+from recipe import IMAGE_SIZE
 from tools.export import labels
 
 CFG, WEIGHTS, LABELS = 'ghostnet.cfg', 'ghostnet.weights', 'labels.list'

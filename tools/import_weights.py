@@ -37,9 +37,9 @@ def variable_shapes(**options):
 
     from tensorpack.tfutils.tower import PredictTowerContext
 
-    from augmentation import IMAGE_SIZE
     from checkpoints import MODEL_VARIABLE
     from ghostnet import GhostNet
+    from recipe import IMAGE_SIZE
     with tf.Graph().as_default(), PredictTowerContext(''):
         GhostNet(**options).get_logits(tf.placeholder(tf.uint8, [1, IMAGE_SIZE, IMAGE_SIZE, 3]))
         shapes = {v.op.name: tuple(v.shape.as_list()) for v in tf.global_variables() if MODEL_VARIABLE.search(v.op.name)}

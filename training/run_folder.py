@@ -20,6 +20,7 @@ from tensorpack.utils import logger
 
 from checkpoints import PUBLISHED, CheckpointRestore, save_values
 from command_line import InputError, remove_abandoned, write_json
+from recipe import IMAGE_SIZE
 
 # What a kill has left, of this project's first versions too: they had no folders for it.
 UNFINISHED = re.compile(r'unfinished-(model-\d+|best-\d+|ghostnet_checkpoint)\.|(stats\.json|run\.json|curves\.png).*\.tmp$')
@@ -97,6 +98,7 @@ def check_options(folder, options, seed):
         with open(path) as f:
             before = json.load(f)
         before.setdefault('--variant', PUBLISHED)    # there were no others
+        before.setdefault('--image_size', IMAGE_SIZE)
         started_with = before.get('--seed')
     except (OSError, ValueError, AttributeError) as error:
         raise InputError("cannot read %s, which records what the run was started with (%s): name another --log_dir" % (path, error))

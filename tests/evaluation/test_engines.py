@@ -78,8 +78,9 @@ def test_predict_with_another_engine(digits, evaluated_digits, tmp_path, engine)
 
 @pytest.mark.slow
 def test_variants_and_layouts_in_every_engine(digits, tmp_path):
-    """A network with other widths and codes, of another library, in the frozen graph: the logits of the default engine."""
-    for name, options in (('imgclsmob', {'variant': 'imgclsmob', 'width': 0.5}), ('pytorch', {'variant': 'pytorch', 'se': 0})):
+    """A network with other widths, codes and sizes, of another library, in each: the logits of the default engine."""
+    for name, options in (('imgclsmob', {'variant': 'imgclsmob', 'width': 0.5}),
+                          ('pytorch', {'variant': 'pytorch', 'se': 0, 'image_size': 161})):
         load = random_checkpoint(tmp_path / name, num_classes=10, **options)
         logits = []
         for engine in ['tensorpack', 'frozen'] + ['tflite'] * (not TF1):

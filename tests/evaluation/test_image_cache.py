@@ -71,9 +71,9 @@ def test_the_cache_notices_what_changes(tree, capsys, monkeypatch):
     listing.write_text(''.join(lines[::-1]))
     assert cache(tree, capsys) == ''
     monkeypatch.setattr(image_cache, 'PREPROCESSING_VERSION', image_cache.PREPROCESSING_VERSION + 1)
-    names = {image_cache.cache_file('x', str(tree), images, accept) for images in (listed(tree), listed(tree)[::-1])
-             for accept in (False, True)}
-    assert len(names) == 4 and cache(tree, capsys) == ''
+    names = {image_cache.cache_file('x', str(tree), images, PictureReader(rule, image_size=size))
+             for images in (listed(tree), listed(tree)[::-1]) for rule in ('stop', 'accept') for size in (224, 160)}
+    assert len(names) == 8 and cache(tree, capsys) == ''
     assert len(list((tree.parent / 'cache').glob('*.npy'))) == 3
 
 
@@ -116,11 +116,12 @@ def test_an_unfinished_cache_does_not_count(tree, capsys):
 def test_a_cache_that_is_made_at_the_same_time_is_left_alone(tmp_path, monkeypatch, capsys):
     """A second process begins one just when the first gives its own the name."""
     path, states, replace = str(tmp_path / 'x.npy'), np.zeros([3, 4], np.int64), os.replace
+    row = image_cache.row_type(224)
 
     def fill(state):
-        with image_cache.filling(path, states, PictureReader()) as rows:
+        with image_cache.filling(path, states, row, PictureReader()) as rows:
             if rows is not None:
-                filled = np.zeros(3, image_cache.ROW)
+                filled = np.zeros(3, row)
                 filled['state'] = state
                 rows.write(0, filled)
             return rows
@@ -174,6 +175,11 @@ def test_cache_by_the_command_line(tree, tmp_path):
         results.append((result['wrong_top1'], result['wrong_top5']))
         assert ('24 images from the cache' in said) == (k == 1)
     assert results[0] == results[1]
+    for k in range(2):    # another size has a cache of its own
+        said, result = evaluated(str(tree), DIGITS_CHECKPOINT, tmp_path / 'json', '--cache', tmp_path / 'kept', '--image_size', 192)
+        assert ('24 images from the cache' in said) == (k == 1) and 'images of 192 x 192 pixels\n' in said
+        results.append((result['wrong_top1'], result['wrong_top5']))
+    assert results[2] == results[3] and result['image_size'] == 192
     flags = ['--eval', '--data_dir', tree, '--load', DIGITS_CHECKPOINT, '--cache']
     (tmp_path / 'file').write_text('')
     for folder in (tmp_path / 'file', tmp_path / 'file' / 'cache'):

@@ -8,7 +8,7 @@ import pytest
 from shapes import SHAPES, draw
 
 from checkpoints import CheckpointRestore, describe
-from conftest import DIGITS_CHECKPOINT, random_checkpoint, refused, run_main
+from conftest import DIGITS_CHECKPOINT, evaluated, random_checkpoint, refused, run_main
 from dataset import open_tree
 from imagenet_utils import balanced_weights
 from runs import cut, stats_of, train
@@ -98,20 +98,28 @@ def test_patience_ends_a_run_with_its_best_weights(digits, tmp_path):
 
 @pytest.mark.slow
 def test_the_network_is_read_from_the_checkpoint(digits, tmp_path):
-    options = dict(num_classes=10, width=0.5, se=0, dw_code=[5] * 19, ratio_code=[3] * 19)
+    options = dict(num_classes=10, width=0.5, se=0, dw_code=[5] * 19, ratio_code=[3] * 19, image_size=160)
     checkpoint, digit = random_checkpoint(tmp_path / 'ck', **options), os.path.join(digits, 'val', 'digits_val_00000004.png')
     status, said, err = run_main('--predict', digit, '--load', checkpoint, '--topk', 1)
-    assert status == 0 and len(said.splitlines()) == 3, err
-    line = refused('--predict', digit, '--load', checkpoint, '--width_ratio', 1)
+    assert status == 0 and len(said.splitlines()) == 4 and said.startswith('images of 160 x 160 pixels\n'), err
+    line = refused('--predict', digit, '--load', checkpoint, '--image_size', 224, '--width_ratio', 1)
     assert 'it was made with --width_ratio 0.5' in line
-    status, said, _ = run_main('--flops', 1, '--load', checkpoint)
-    assert status == 0 and 'paper, width 0.5' in said
+    status, said, _ = run_main('--flops', 1, '--load', checkpoint, '--image_size', 224)
+    assert status == 0 and 'paper, width 0.5' in said and 'images of' not in said
     tree, log_dir = cut(digits, tmp_path / 'tree', 16, 8, classes=4), tmp_path / 'log'
     run = ['--train', '--data_dir', tree, '--batch', 16, '--log_dir', log_dir, '--epochs', 2]
     train(*(run + ['--load', checkpoint, '--finetune']))
     record = json.loads((log_dir / 'run.json').read_text())
     assert record['--width_ratio'] == 0.5 and record['--se'] == 0 and record['--dw_code_str'] == [5] * 19
+    assert record['--image_size'] == 160
     train(*(run + ['--resume']))    # a run knows its own network
+    line = refused(*(run + ['--resume', '--image_size', 224]))
+    assert '--image_size was 160 when the run' in line and 'is 224 now' in line
+    trained = log_dir / 'ghostnet_checkpoint'
+    assert describe(str(trained)).record.image_size == describe(str(log_dir / 'model-2')).record.image_size == 160
+    said, result = evaluated(tree, trained, tmp_path / 'json')
+    assert 'images of 160 x 160 pixels' in said and result['image_size'] == 160
+    assert evaluated(tree, trained, tmp_path / 'json', '--image_size', 225)[1]['image_size'] == 225    # another is allowed
 
 
 def test_balanced_weights():

@@ -1,4 +1,5 @@
 """The folder of a run: from where an interrupted one continues, and what is refused."""
+import contextlib
 import json
 import os
 
@@ -54,6 +55,9 @@ def test_resumption_refuses_what_it_cannot_go_on_with(folder):
             ((16, None), False, 'add --resume'), ((32, None), True, '--batch was 16'), ((16, 6), True, '--seed was 5')]:
         with pytest.raises(InputError, match=message):
             open_run(str(folder), {'--batch': options[0]}, options[1], resume)
+    for size, message in (224, None), (160, '--image_size was 224 .* and is 160 now'):    # of a run that did not know others
+        with pytest.raises(InputError, match=message) if message else contextlib.ExitStack():
+            open_run(str(folder), {'--batch': 16, '--image_size': size}, None, True)
     (folder / 'run.json').write_text('no')
     with pytest.raises(InputError, match='run.json'):
         open_run(str(folder), {'--batch': 16}, None, True)

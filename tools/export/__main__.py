@@ -3,8 +3,8 @@
     python -m tools.export --load CKPT --format tflite ghostnet.tflite
     python -m tools.export --load CKPT --format all exported            # one of each format, in a folder
 
-An export takes any number of uint8 images (N, 224, 224, 3) in BGR, as OpenCV reads them. Preprocessing is inside, and BN in the
-convolutions. Before it gets its name, its own runtime loads it, and must give what the graph of main.py gives for photographs:
+An export takes any number of uint8 images (N, 224, 224, 3), or of another --image_size, in BGR, as OpenCV reads them.
+Preprocessing is inside, and BN in the convolutions. Before it gets its name, its own runtime loads it, and must give what the graph of main.py gives for photographs:
 relative error (L2 norm) at most 1e-4 (1e-5 for --trainable and Darknet), and the same top-1 class for each; of --int8, a top-1
 error that is at most --int8_loss larger. Exit status: 1 if one does not, 2 where it cannot be made.
 """
@@ -15,7 +15,8 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))    # python tools/export works too
 
-from command_line import ROOT, InputError, Parser, check_writable, number, quiet_tensorpack, required, run, work_folder
+from command_line import ROOT, InputError, Parser, check_writable, number, quiet_tensorpack, required, run, up_to, work_folder
+from recipe import IMAGE_SIZE, IMAGE_SIZES
 from tools.export.child import fix_environment
 from tools.export.formats import ALL, FORMATS
 from tools.export.web_page import check_npm
@@ -105,6 +106,9 @@ def parse_args():
     parser.add_argument('--softmax', action='store_true', help="output probabilities, not logits")
     parser.add_argument('--features', action='store_true',
                         help="output the feature maps of the backbone, at strides 4 to 32, for images of any size")
+    parser.add_argument('--image_size', type=up_to(IMAGE_SIZES[1], IMAGE_SIZES[0]), metavar='N',
+                        help="height and width of images in pixels, from %d to %d (default: that recorded in --load, else %d)"
+                        % (IMAGE_SIZES + (IMAGE_SIZE,)))
     parser.add_argument('--any_size', action='store_true',
                         help="take images of any size (one for all of a batch), and resize and crop them as evaluation does")
     parser.add_argument('--output_stride', type=int, choices=[8, 16, 32], default=32,
@@ -126,6 +130,8 @@ def parse_args():
         parser.error("--format darknet takes RGB / 255 and gives classes, as Darknet does: leave out --raw, --rgb and --features")
     if args.softmax and args.features:
         parser.error("--features are no classes: leave out --softmax")
+    if args.image_size is not None and args.features:
+        parser.error("--features take images of any size: leave out --image_size")
     if args.trainable and (args.format != 'keras' or args.int8):
         parser.error("--trainable goes with --format keras, and without --int8")
     if args.output_stride != 32 and not args.features:

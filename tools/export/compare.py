@@ -31,16 +31,16 @@ def photographs(paths):
     return pictures + tiles
 
 
-def tree_images(data_dir, classes, restore):
+def tree_images(data_dir, model, restore):
     """Of a tree: images to calibrate with, others of the validation set to compare on, and the labels of those.
 
-    `classes` is how many the tree must have; they must be those that `restore` records. The former images are of the training set;
-    without one, the validation set is shared out.
+    The tree must have as many classes as `model`; they must be those that `restore` records. The former images are of the training
+    set; without one, the validation set is shared out.
     """
     tree = open_tree_of(restore, data_dir)
-    if len(tree.classes) != classes:
+    if len(tree.classes) != model.num_classes:
         raise InputError("the network has %d classes, and %s has %d: name the tree that it is for"
-                         % (classes, data_dir, len(tree.classes)))
+                         % (model.num_classes, data_dir, len(tree.classes)))
     val = tree.images('val')
     if tree.has('train'):
         calibration = tree.images('train')
@@ -49,7 +49,8 @@ def tree_images(data_dir, classes, restore):
         if not val:
             raise InputError("%s has a single image, and none to compare on: name a tree with more" % data_dir)
     calibration, val = [images[::-(-len(images) // most)] for images, most in ((calibration, CALIBRATION), (val, VALIDATION))]
-    return eval_images([path for path, _ in calibration]), eval_images([path for path, _ in val]), [label for _, label in val]
+    both = [eval_images([path for path, _ in images], model.image_size) for images in (calibration, val)]
+    return both + [[label for _, label in val]]
 
 
 def relative_error(result, expected):
@@ -81,7 +82,7 @@ class Reference:
         InputError: the checkpoint cannot be read, or gives what is not finite; or see ``tree_images``.
     Attributes:
         photographs (list): what to compare on, as it is in the files: uint8 (H, W, 3) BGR.
-        images (dict): {'pictures' and, for int8, 'calibration' and 'tree': uint8 (N, 224, 224, 3) BGR}.
+        images (dict): {'pictures' and, for int8, 'calibration' and 'tree': uint8 (N, size, size, 3) BGR}.
         expected (dict): for 'pictures' and 'tree', {output: array}.
         labels (list of int): of 'tree'.
         outputs (list of str): the names of the outputs.
@@ -92,14 +93,15 @@ class Reference:
     def __init__(self, args):
         self.args, self.unfolded = args, args.trainable or args.format == 'darknet'
         self.restore = CheckpointRestore(args.load, BACKBONE if args.features else MODEL_VARIABLE)
-        self.model = from_checkpoint(self.restore, args.features, output_stride=args.output_stride)
+        chosen = {} if args.image_size is None else {'image_size': args.image_size}
+        self.model = from_checkpoint(self.restore, args.features, output_stride=args.output_stride, **chosen)
         session, self.outputs = self.session()
         graph = session.make_callable([name + ':0' for name in self.outputs], [frozen.INPUT + ':0'])
         self.photographs = photographs(args.images)
-        self.images, self.labels = {'pictures': np.stack([eval_crop(picture) for picture in self.photographs])}, None
+        crops, self.labels = [eval_crop(picture, self.model.image_size) for picture in self.photographs], None
+        self.images = {'pictures': np.stack(crops)}
         if args.int8:
-            classes = session.graph.get_tensor_by_name(self.outputs[0] + ':0').shape.as_list()[-1]
-            self.images['calibration'], self.images['tree'], self.labels = tree_images(args.data_dir, classes, self.restore)
+            self.images['calibration'], self.images['tree'], self.labels = tree_images(args.data_dir, self.model, self.restore)
         self.expected = {name: results(graph, self.outputs, batches(pictures)) for name, pictures in self.images.items()
                          if name != 'calibration'}
         for arrays in self.expected.values():

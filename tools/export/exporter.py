@@ -74,6 +74,7 @@ class Exporter:
         write_json(self.file('details.json'), {
             'labels': None if args.features else labels(self.reference.restore.record.classes),
             'classes': self.reference.restore.record.classes, 'variant': self.reference.restore.variant,
+            'image_size': self.reference.model.image_size,
             'rgb': args.rgb, 'raw': args.raw, 'features': args.features, 'any_size': args.any_size})
         graph_def = self.reference.frozen_graph()
         for name, content in ('graph', graph_def), ('dilations', frozen.with_dilations(graph_def, self.reference.outputs)):

@@ -2,8 +2,8 @@
 
     python -m tools.export.formats FORMAT GRAPH.pb OUT OUTPUTS DETAILS.json [CALIBRATION.npz]
 
-DETAILS.json has `labels`, the names of the classes or null, `classes`, as the checkpoint records them, its `variant`, and the
-flags `rgb`, `raw`, `features` and `any_size`. For Darknet, the BN of the graph is not folded.
+DETAILS.json has `labels`, the names of the classes or null, `classes`, as the checkpoint records them, its `variant`, the
+`image_size`, and the flags `rgb`, `raw`, `features` and `any_size`. For Darknet, the BN of the graph is not folded.
 
 Converters need TensorFlow as version 2 is by default, which tf_compat is not. A new format is an entry in FORMATS, a converter
 here, and a runtime in runtimes.py.
@@ -44,7 +44,7 @@ def to_savedmodel(graph_def, outputs, out, details):
         contents, input_map = None, None
         if not (details['raw'] or details['features']):
             from tools.export import serving
-            contents, images, input_map = serving.entrance(details['rgb'], details['any_size'], INPUT)
+            contents, images, input_map = serving.entrance(details['rgb'], details['any_size'], details['image_size'], INPUT)
             graph_def = serving.without_entrance(graph_def, INPUT)
         tensors = v1.import_graph_def(graph_def, input_map=input_map, return_elements=[name + ':0' for name in outputs], name='')
         found = dict(zip(outputs, tensors))
@@ -150,7 +150,7 @@ def to_darknet(graph_def, outputs, out, details):
     values = {node.name: make_ndarray(node.attr['value'].tensor) for node in graph_def.node
               if node.op == 'Const' and MODEL_VARIABLE.search(node.name)}
     options = infer_architecture({name: value.shape for name, value in values.items()}, details['variant'])
-    model = GhostNet(variant=details['variant'], **options)
+    model = GhostNet(variant=details['variant'], image_size=details['image_size'], **options)
     os.mkdir(out)
     darknet.write(out, darknet.Layout(model, outputs == [PROBABILITIES]), values, details['classes'])
 
