@@ -200,8 +200,8 @@ def test_the_published_size_is_not_recorded(tmp_path):
     ('classes', np.float32([[1, 2]])), ('classes', lambda: tf.constant('one')), ('classes', lambda: tf.constant(['a', 'b'])),
     ('classes', lambda: tf.constant([['a', ''], ['a', '']])), ('val_share', lambda: tf.constant('much')),
     ('image_size', np.int32(-160)), ('image_size', np.int32(10 ** 9)), ('image_size', np.int32(127)),
-    ('image_size', np.float32(np.nan)), ('image_size', np.float32(160)), ('image_size', np.int32([160])), ('image_size', np.int64([])),
-    ('image_size', lambda: tf.constant('160'))])
+    ('image_size', np.float32(np.nan)), ('image_size', np.float32(160)), ('image_size', np.int32([160])),
+    ('image_size', np.int64([])), ('image_size', lambda: tf.constant('160'))])
 def test_damaged_records_are_refused(tmp_path, name, value):
     with pytest.raises(InputError, match='ck cannot be read at %s, which is no record of that' % name):
         describe(saved_variables(tmp_path, {'a/W': np.float32([1]), name: value}))

@@ -4,8 +4,8 @@
 What Darknet lacks is built from what it has, so that the network computes the same, and every variable can be had back as it was:
 
 - Pictures are RGB / 255 there. A first convolution takes the mean away and divides by the deviation.
-- Padding is the same on all sides. TensorFlow's SAME with stride 2, on the even sizes that 224 leads to, is a kernel that is one
-  larger, its first row and column zero.
+- Padding is the same on all sides. TensorFlow's SAME with stride 2, which on even sizes has one less in front than behind, is a
+  kernel that is one larger, its first row and column zero; on odd sizes, with one more on all sides.
 - Of activations, OpenCV has only ReLU and its like: clip(x, 0, 1) = relu(1 - relu(1 - x)).
 - The epsilon of BN is 1e-5 in AlexeyAB's Darknet, 1e-6 in OpenCV, and outside of the root in the first Darknet. So the variance has
   ours added and is multiplied by SCALE ** 2, besides which those are nothing, and gamma by SCALE.
@@ -19,7 +19,6 @@ import numpy as np
 from command_line import InputError
 from ghostnet import HEAD_DEPTH, ROWS, Conv
 from imagenet_utils import MEAN, STD
-from recipe import IMAGE_SIZE
 from tools.export import labels
 
 CFG, WEIGHTS, LABELS = 'ghostnet.cfg', 'ghostnet.weights', 'labels.list'
@@ -48,8 +47,9 @@ class Layout(object):
     """
 
     def __init__(self, model, softmax=False):
-        self.model, self.sections, self.channels = model, [], 3
-        self.add('net', batch=1, subdivisions=1, width=IMAGE_SIZE, height=IMAGE_SIZE, channels=3)
+        self.model, self.sections = model, []
+        self.channels, self.side = 3, model.image_size    # of what the next section gets
+        self.add('net', batch=1, subdivisions=1, width=self.side, height=self.side, channels=3)
         mean, std = np.array(MEAN, 'f8')[::-1], np.array(STD, 'f8')[::-1]    # BGR as RGB
         self.constant(1 / std, -mean / std)
         codes = iter(zip(model.dw_code, model.ratio_code))
@@ -78,12 +78,13 @@ class Layout(object):
         groups = self.channels if depthwise else 1
         padded = stride > 1 and not self.model.rules.symmetric
         keys = collections.OrderedDict([('batch_normalize', 1)] if is_bn(norm) else [])
-        keys.update([('filters', filters), ('size', size + padded), ('stride', stride), ('padding', size // 2)])
+        keys.update([('filters', filters), ('size', size + padded), ('stride', stride),
+                     ('padding', size // 2 + (padded and self.side % 2))])
         if depthwise:
             keys['groups'] = groups
         keys['activation'] = 'relu' if relu else 'linear'
         shape = (filters, self.channels // groups, size + padded, size + padded)
-        self.channels = filters
+        self.channels, self.side = filters, -(-self.side // stride)
         return self.add('convolutional', Weights(kernel, norm, shape, groups, padded), **keys)
 
     def constant(self, slope, offset, relu=False):
@@ -119,14 +120,14 @@ class Layout(object):
 
     def bottleneck(self, name, row, in_depth, dw_size, ratio):
         """A ghost bottleneck, as ``GhostNet.bottleneck``."""
-        model, shortcut, channels = self.model, len(self.sections) - 2, self.channels
+        model, shortcut, entered = self.model, len(self.sections) - 2, (self.channels, self.side)
         if row.stride > 1 or row.depth != in_depth:
             plain = model.rules.shortcut_3x3
-            self.convolution(name + '_shortcut_dw/W', name + '_shortcut_dw/' + ('bn' if plain else 'output'), channels,
+            self.convolution(name + '_shortcut_dw/W', name + '_shortcut_dw/' + ('bn' if plain else 'output'), self.channels,
                              3 if plain else row.kernel, row.stride, depthwise=True, relu=plain)
             entry, shortcut = shortcut, self.convolution(name + '_shortcut_1x1/W', name + '_shortcut_1x1/bn', model.channels(row))
             self.add('route', layers=entry)
-            self.channels = channels
+            self.channels, self.side = entered
         self.ghost(name + '_up_pointwise', model.expanded(row, in_depth), dw_size, ratio, relu=True)
         if row.stride > 1:
             self.convolution(name + '_depthwise/W', name + '_depthwise/output', self.channels, row.kernel, row.stride,

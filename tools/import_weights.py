@@ -142,8 +142,9 @@ def save(values, out, options, variant, said=(), record=None):
     save_values(values, out, record)
     for line in said:
         print(line)
-    print("%s: %d tensors, width %g, %s, variant '%s'; for example"
-          % (out, len(values), options.get('width', 1), "%d classes" % classes if classes else "no classifier", variant))
+    size = "" if record.image_size == UNRECORDED.image_size else ", images of %d x %d pixels" % ((record.image_size,) * 2)
+    print("%s: %d tensors, width %g, %s, variant '%s'%s; for example"
+          % (out, len(values), options.get('width', 1), "%d classes" % classes if classes else "no classifier", variant, size))
     print("python main.py %s --data_dir DIR --load %s" % ('--eval' if classes else '--train --finetune', out))
 
 
@@ -196,7 +197,7 @@ def import_darknet(path, out):
     quiet_tensorpack()
     values, model, classes = read(path)
     options = {'width': model.width, 'num_classes': model.num_classes}
-    save(values, out, options, model.variant, record=UNRECORDED._replace(classes=classes))
+    save(values, out, options, model.variant, record=UNRECORDED._replace(classes=classes, image_size=model.image_size))
 
 
 def checked_checkpoint(out):

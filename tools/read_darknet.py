@@ -12,6 +12,7 @@ import numpy as np
 from checkpoints import PUBLISHED, finite_weights
 from command_line import InputError
 from ghostnet import LARGEST_WIDTH, ROWS, GhostNet, infer_architecture
+from recipe import IMAGE_SIZE, IMAGE_SIZES
 from tools.darknet import (
     BN,
     CLASS,
@@ -87,8 +88,10 @@ def integer(section, key):
 
 def architecture(found):
     """The GhostNet, and whether softmax follows, that sections of a cfg look like: by the numbers that differ between GhostNets."""
-    softmax = bool(found) and found[-1].kind == 'softmax'
+    softmax, size = bool(found) and found[-1].kind == 'softmax', IMAGE_SIZE
     try:
+        if IMAGE_SIZES[0] <= integer(found[0], 'width') <= IMAGE_SIZES[1]:
+            size = integer(found[0], 'width')
         convolutions = [section for section in found if section.kind == 'convolutional']
         ends = [i for i, section in enumerate(found) if section.kind == 'shortcut'][:len(ROWS) - 2]
         ends_of_net = {'Conv2d_0': convolutions[1], 'Conv2d_17': found[ends[-1] + 1], 'Logits/Conv2d_1c_1x1': convolutions[-1]}
@@ -113,10 +116,10 @@ def architecture(found):
         shapes = {SCOPE + name + ('/DW' if name.endswith('/dw1') else '/W'): shape for name, shape in kernel.items()}
         options = infer_architecture(shapes, variant)
         if options is not None and 0 < options['width'] <= LARGEST_WIDTH:
-            return GhostNet(variant=variant, **options), softmax
+            return GhostNet(variant=variant, image_size=size, **options), softmax
     except (KeyError, IndexError, ValueError, ZeroDivisionError):
         pass
-    return GhostNet(), softmax
+    return GhostNet(image_size=size), softmax
 
 
 def compare(found, layout, path):

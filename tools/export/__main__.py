@@ -4,9 +4,9 @@
     python -m tools.export --load CKPT --format all exported            # one of each format, in a folder
 
 An export takes any number of uint8 images (N, 224, 224, 3), or of another --image_size, in BGR, as OpenCV reads them.
-Preprocessing is inside, and BN in the convolutions. Before it gets its name, its own runtime loads it, and must give what the graph of main.py gives for photographs:
-relative error (L2 norm) at most 1e-4 (1e-5 for --trainable and Darknet), and the same top-1 class for each; of --int8, a top-1
-error that is at most --int8_loss larger. Exit status: 1 if one does not, 2 where it cannot be made.
+Preprocessing is inside, and BN in the convolutions. Before it gets its name, its own runtime loads it, and must give what the graph
+of main.py gives for photographs: relative error (L2 norm) at most 1e-4 (1e-5 for --trainable and Darknet), and the same top-1 class
+for each; of --int8, a top-1 error that is at most --int8_loss larger. Exit status: 1 if one does not, 2 where it cannot be made.
 """
 import argparse
 import os

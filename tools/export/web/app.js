@@ -1,6 +1,6 @@
 // The page: a picture that is chosen, dropped or photographed, and the classes that GhostNet finds in it.
 import * as ort from './ort.wasm.min.mjs';
-import {decode, evaluationCrop, SIZE} from './picture.js';
+import {decode, evaluationCrop} from './picture.js';
 
 const MOST = 5;    // classes to show
 const element = id => document.getElementById(id);
@@ -50,7 +50,8 @@ async function classify(file) {
     if (turn === last) say(file.name + ' is not a picture that this browser can read.', true);
     return;
   }
-  const input = new ort.Tensor('uint8', evaluationCrop(image), [1, SIZE, SIZE, 3]);
+  const size = session.inputMetadata[0].shape[1];
+  const input = new ort.Tensor('uint8', evaluationCrop(image, size), [1, size, size, 3]);
   const {probabilities} = await session.run({input});
   if (turn !== last) return;
   preview(file, image);
