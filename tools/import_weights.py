@@ -13,6 +13,7 @@ start from it.
 """
 import argparse
 import collections
+import contextlib
 import functools
 import os
 import re
@@ -22,7 +23,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) 
 
 from command_line import InputError, Parser, atomic_write, check_writable, quiet_tensorpack, required, run
 from tools.foreign_files import FORMATS, format_of
-from tools.keras_weights import SYMMETRIC
+from tools.keras_weights import SIZE, SYMMETRIC
 from tools.state_dict import KERAS, OTHERS, WRAPPER, read_state
 from tools.weight_names import LEAVES, LIBRARIES, SISTERS, STEPS, find_network, in_order, their_name, to_ours, to_theirs
 
@@ -166,13 +167,14 @@ def variant_of(shapes, symmetric):
 def import_keras(path, out, base):
     """Saves what Keras trained of a trainable export as a checkpoint, without a change of any number.
 
-    `base`: the checkpoint that was exported, or None. It has what a backbone lacks, and what is recorded besides weights.
+    `base`: the checkpoint that was exported, or None. It has what a backbone lacks, and what is recorded besides weights; the image
+    size is that of the file, where it has one.
     """
     if not path.endswith(KERAS):
         raise InputError("%s is no file of Keras 3, whose names end with %s: save the model as one" % (path, ' or '.join(KERAS)))
     values = read_state(path).values
-    symmetric = values.pop(SYMMETRIC, None) is not None
-    from checkpoints import CheckpointRestore, finite_weights
+    symmetric, size = values.pop(SYMMETRIC, None) is not None, values.pop(SIZE, None)
+    from checkpoints import UNRECORDED, CheckpointRestore, finite_weights, size_of_images
     from ghostnet import infer_architecture, known_variant
     quiet_tensorpack()
     restore = base and CheckpointRestore(base)
@@ -187,7 +189,11 @@ def import_keras(path, out, base):
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     shapes = variable_shapes(variant=variant, **options)
     compare(found, shapes, path, "a GhostNet of the variant '%s'" % variant, [name for name in shapes if name.endswith(STEPS)])
-    save(finite_weights(values, path), out, options, variant, record=restore.record if base else None)
+    record = restore.record if base else UNRECORDED
+    if size is not None:
+        with contextlib.suppress(ValueError):    # it is of no size that --image_size offers
+            record = record._replace(image_size=size_of_images(size))
+    save(finite_weights(values, path), out, options, variant, record=record)
 
 
 def import_darknet(path, out):

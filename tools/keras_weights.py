@@ -4,14 +4,15 @@ It is for the process in which tools/state_dict.py reads files of others. Nothin
 read from its HDF5 part, where Keras notes the name of each layer.
 """
 import io
+import json
 import re
 import zipfile
 
-WEIGHTS = 'model.weights.h5'    # in a .keras file
+WEIGHTS, CONFIG = 'model.weights.h5', 'config.json'    # in a .keras file
 # The layers that tools/export/keras_trainable.py names, and the variables of one, in Keras' order.
 LAYER = re.compile(r'(Conv2d_\d+|Logits[.])[\w.]*$')
 PADDING = 'Conv2d_2_depthwise_Pad'    # a layer that only variants with symmetric padding have
-SYMMETRIC = 'symmetric'
+SYMMETRIC, SIZE = 'symmetric', 'image_size'
 BN = ('gamma', 'beta', 'mean/EMA', 'variance/EMA')
 
 
@@ -22,6 +23,22 @@ def variable_names(layer):
     else:
         leaves = ('DW' if layer.endswith('.dw1') else 'W', 'b')
     return ['MobileNetV2/%s/%s' % (layer.replace('.', '/'), leaf) for leaf in leaves]
+
+
+def image_size(config):
+    """Height and width of what a GhostNet takes, by the JSON of a .keras file; None for any, or where they are not known."""
+    pending, sizes = [json.loads(config)], set()
+    while pending:
+        part = pending.pop()
+        if isinstance(part, dict):
+            layers = part.get('layers')
+            layers = [layer for layer in layers if isinstance(layer, dict)] if isinstance(layers, list) else []
+            if any(layer.get('name') == 'Conv2d_0' for layer in layers):
+                inputs = [layer['config'] for layer in layers if layer.get('class_name') == 'InputLayer']
+                sizes.update(str(entry['batch_shape'][1:3]) for entry in inputs)
+        pending.extend(part.values() if isinstance(part, dict) else part if isinstance(part, list) else ())
+    found = re.match(r'\[(\d{1,5}), \1\]$', sizes.pop()) if len(sizes) == 1 else None
+    return found and int(found.group(1))
 
 
 def groups_below(group, h5py):
@@ -42,18 +59,19 @@ def array_of(dataset, name):
 def load(path):
     """{variable: np.ndarray} of the layers that are named as those of a trainable export, however deep in the user's model.
 
-    With SYMMETRIC, an empty array, if one of the layers is of such padding.
+    With SYMMETRIC, an empty array, if one of the layers is of such padding; with SIZE, an integer (), if the file has `image_size`.
 
     Raises:
         ValueError: there are two of a name, or none. Others, if the file is damaged.
     """
     import h5py
     import numpy as np
-    content = path
+    content, values = path, {}
     if not path.endswith('.h5'):
         with zipfile.ZipFile(path) as archive:
-            content = io.BytesIO(archive.read(WEIGHTS))
-    values = {}
+            content, size = io.BytesIO(archive.read(WEIGHTS)), image_size(archive.read(CONFIG).decode())
+        if size is not None:
+            values[SIZE] = np.array(size)
     with h5py.File(content, 'r') as f:
         for group in groups_below(f, h5py):
             layer = group.attrs.get('name')
@@ -67,6 +85,6 @@ def load(path):
                 value = array_of(group[index], variable)
                 # A Dense layer may have taken the place of the classifier.
                 values[variable] = value[None, None] if variable.endswith('/W') and value.ndim == 2 else value
-    if not values:
+    if not set(values) - {SIZE}:
         raise ValueError("no layer of it is called as those of tools.export --trainable")
     return values
