@@ -23,7 +23,7 @@ NAMES = ['one', 'two, or \\2', 'a\nb', 'caf\u00e9 ', 'x\udcff']
 RATIOS = [1, 2, 2, 4, 3, 2, 2, 2, 2, 2, 1, 2, 2, 2, 2, 2, 2, 2, 2]    # at width 1.5, 3 divides the channels of row 5
 NETWORKS = {
     'published': {}, 'pytorch': {'variant': 'pytorch'}, 'imgclsmob': {'variant': 'imgclsmob', 'width': 0.5},
-    'narrow': {'width': 0.1, 'num_classes': 5},
+    'narrow': {'width': 0.1, 'num_classes': 5}, 'odd': {'width': 0.1, 'num_classes': 5, 'image_size': 173},
     'codes': {'width': 1.5, 'ratio_code': RATIOS, 'dw_code': [3, 5, 1] + [7] * 16, 'se': 0},
     'wide': {'variant': 'pytorch', 'width': 1.3, 'se': 0}}
 
@@ -59,13 +59,14 @@ def test_every_variable_comes_back_bit_for_bit(name, tmp_path):
             small = rng.rand(len(value)) < 0.5
             value[small] = (10.0 ** rng.uniform(-44, 6, small.sum())).astype('f4')
             value[:2] = 0, np.float32(1e-45)
-    save_values(values, load, Record(NETWORKS[name].get('variant', 'published'), None, None))
+    save_values(values, load, CheckpointRestore(load).record)
     restore = written(tmp_path, load, softmax=name == 'pytorch')
     found, model, classes = read(str(tmp_path / 'ghostnet.cfg'))
     assert same_bits(found, restore.values) and same_bits(found, values)
     expected = from_checkpoint(restore)
     assert (model.variant, model.width, model.se, model.num_classes, classes) == (
         restore.variant, expected.width, expected.se, expected.num_classes, None)
+    assert model.image_size == NETWORKS[name].get('image_size', 224)
     assert (model.dw_code, model.ratio_code) == (expected.dw_code, expected.ratio_code)
 
 
@@ -75,7 +76,8 @@ def needs_opencv():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name, flags', [('pytorch', []), ('imgclsmob', ['--softmax']), ('codes', [])])
+@pytest.mark.parametrize('name, flags', [
+    ('pytorch', []), ('imgclsmob', ['--softmax', '--image_size', 135]), ('codes', []), ('odd', [])])
 def test_opencv_computes_what_the_graph_does(name, flags, tmp_path):
     """Clipped gates of random weights amplify rounding a hundred times, in every runtime: here, they are near their middle."""
     needs_opencv()
@@ -155,6 +157,8 @@ CFG_CHANGES = [
     (lambda c: c.replace(b'filters=5\n', b'filters=999999999\n'), 'asks for 51'),
     (lambda c: re.sub(b'filters=[0-9]+', b'filters=' + b'9' * 5000, c), 'the first section that differs is in line '),
     (lambda c: c.replace(b'width=224', b'width=99999999'), '[net] with width 99999999, 224 in'),
+    (lambda c: c.replace(b'width=224', b'width=225'), '[net] with height 224, 225 in'),
+    (lambda c: c.replace(b'=224', b'=225'), '[convolutional] with padding 1, 2 in'),    # of an odd size it is another
     (lambda c: c.replace(b'activation=relu', b'activation=logistic', 3), 'activation logistic, relu in'),
     (lambda c: c.replace(b'[avgpool]', b'[maxpool]', 1), '[maxpool], where [avgpool] is in'),
     (lambda c: c + b'[maxpool]\nsize=2\n', '[maxpool] is one too many'),

@@ -144,19 +144,19 @@ def test_feature_maps_are_exported_for_any_size(form, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('form', ['frozen', 'savedmodel', 'onnx', 'keras'])
-def test_images_of_any_size_are_cropped_in_the_export(form, digits, tmp_path):
+@pytest.mark.parametrize('form, size', [('frozen', 224), ('savedmodel', 224), ('onnx', 225), ('keras', 160)])
+def test_images_of_any_size_are_cropped_in_the_export(form, size, digits, tmp_path):
     needs(form)
     path = tmp_path / ('model.keras' if form == 'keras' else 'model')
     flags = ['--rgb'] if form == 'savedmodel' else ['--trainable'] if form == 'keras' else []
-    rows, _ = run_export('--load', DIGITS_CHECKPOINT, '--format', form, path, '--any_size', *flags)
+    rows, _ = run_export('--load', DIGITS_CHECKPOINT, '--format', form, path, '--any_size', '--image_size', size, *flags)
     assert [row[6] for row in rows if row[0] == form][0] == '26 of 26'    # photographs of their own sizes
     pictures = np.stack([cv2.resize(read_image(file), (310, 275)) for file, _ in read_images(digits, 'val')[:5]])
     result, = reload(form, path, pictures[..., ::-1] if '--rgb' in flags else pictures, ['logits'], tmp_path)
     with tf.Graph().as_default(), tf.Session() as session:
         restore = CheckpointRestore(DIGITS_CHECKPOINT)
-        frozen.build_and_restore(session, from_checkpoint(restore), restore)
-        expected = session.run('logits:0', {'input:0': np.stack([eval_crop(picture) for picture in pictures])})
+        frozen.build_and_restore(session, from_checkpoint(restore, image_size=size), restore)
+        expected = session.run('logits:0', {'input:0': np.stack([eval_crop(picture, size) for picture in pictures])})
     assert np.linalg.norm(result - expected) <= 1e-3 * np.linalg.norm(expected)
     if form == 'savedmodel':    # the other signature is there as well
         contents = [cv2.imencode('.png', picture)[1].tobytes() for picture in (pictures[0], pictures[1, :200])]
@@ -318,6 +318,8 @@ def test_a_signal_ends_the_command_and_its_children(signum, status, tmp_path):
     (['--load', 'x', '--format', 'frozen', 'out', '--features', '--output_stride', '7'], '--output_stride'),
     (['--load', 'x', '--format', 'tflite', 'out', '--any_size'], '--any_size goes with --format frozen, savedmodel, onnx, keras'),
     (['--load', 'x', '--format', 'onnx', 'out', '--any_size', '--raw'], '--any_size takes pictures and crops them'),
+    (['--load', 'x', '--format', 'onnx', 'out', '--features', '--image_size', '160'], '--features take images of any size: leave'),
+    (['--load', 'x', '--format', 'onnx', 'out', '--image_size', '400'], "--image_size: '400' is not an integer from 128 to 384"),
     (['--load', 'x', '--format', 'frozen', 'no/folder/out'], 'cannot write'),
     (['--load', 'x', '--format', 'savedmodel', 'models'], 'models is there already'),
     (['--load', 'no', '--format', 'frozen', 'out'], 'there is no checkpoint no'),

@@ -57,12 +57,13 @@ def test_a_label_is_the_words_or_the_name_and_of_one_class():
 
 @pytest.fixture(scope='module')
 def exported(tmp_path_factory):
-    """A folder with an export in each format of the digits' network with NAMES, which takes RGB and gives probabilities."""
+    """A folder with an export in each format of the digits' network with NAMES, which takes RGB of 192 x 192 pixels and gives
+    probabilities."""
     if importlib.util.find_spec('tf2onnx') is None:
         pytest.skip("needs tf2onnx: make test-interop")
     folder = tmp_path_factory.mktemp('exported')
     save_values(CheckpointRestore(DIGITS_CHECKPOINT).values, str(folder / 'checkpoint'),
-                Record('published', [(name, '') for name in NAMES], None))
+                Record('published', [(name, '') for name in NAMES], None, 192))
     status, _, err = run_main('--load', folder / 'checkpoint', '--format', 'all', folder / 'all', '--rgb', '--softmax',
                               '--tf1_python', 'none', script=['-m', 'tools.export'])
     assert status == 0, err
@@ -81,7 +82,8 @@ def pictures(tmp_path_factory, digits):
                           ('alpha.png', np.dstack([photograph, photograph[..., 0]]))]:
         cv2.imwrite(str(folder / name), picture)
         paths.append(str(folder / name))
-    status, _, err = run_main('--predict', *(paths + ['--load', DIGITS_CHECKPOINT, '--topk', '1', '--json', folder / 'said.json']))
+    status, _, err = run_main('--predict', *(paths + ['--load', DIGITS_CHECKPOINT, '--image_size', '192', '--topk', '1', '--json',
+                                                      folder / 'said.json']))
     assert status == 0, err
     with open(str(folder / 'said.json')) as f:
         said = [entry['classes'][0] for entry in json.load(f)]

@@ -33,13 +33,13 @@ def browser():
 
 @pytest.fixture(scope='module')
 def page(browser, tmp_path_factory):
-    """The folder of a page of the digits' network with NAMES, and the checkpoint."""
+    """The folder of a page of the digits' network with NAMES, for 193 x 193 pixels, and the checkpoint, which records that."""
     needs_packages()
     if shutil.which('npm') is None:
         pytest.skip("needs npm")
     folder = tmp_path_factory.mktemp('page')
     save_values(CheckpointRestore(DIGITS_CHECKPOINT).values, str(folder / 'checkpoint'),
-                Record('published', [(name, '') for name in NAMES], None))
+                Record('published', [(name, '') for name in NAMES], None, 193))
     status, _, err = run_main('--load', folder / 'checkpoint', '--format', 'web', folder / 'out', **EXPORT)
     assert status == 0, err
     return folder / 'out', folder / 'checkpoint'

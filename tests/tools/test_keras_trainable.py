@@ -1,4 +1,5 @@
 """Trainable Keras models: the graph's logits, training in a user's own program, and the way back into a checkpoint."""
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from conftest import DIGITS_CHECKPOINT, evaluated, random_checkpoint, refused, r
 from dataset import read_images
 from ghostnet import VARIANTS
 from tools.import_weights import variable_shapes, variant_of
+from tools.keras_weights import image_size
 from tools.weight_names import STEPS
 from trees import link_tree, shorten
 
@@ -88,7 +90,8 @@ def assert_same_weights(found, checkpoint):
 @today
 @pytest.mark.slow
 @pytest.mark.parametrize('options, flags', [
-    ({'width': 0.3, 'ratio_code': [3] * 19, 'dw_code': [5] * 19}, ['--raw']), ({'width': 0.25, 'se': 0}, ['--rgb']),
+    ({'width': 0.3, 'ratio_code': [3] * 19, 'dw_code': [5] * 19}, ['--raw']),
+    ({'width': 0.25, 'se': 0, 'image_size': 161}, ['--rgb']),
     ({'width': 0.25, 'variant': 'pytorch'}, ['--softmax']),
     ({'width': 0.25, 'variant': 'iamhankai', 'seed': 2}, ['--raw', '--rgb'])])
 def test_every_kind_of_variant_goes_there_and_back_exactly(options, flags, tmp_path):
@@ -96,7 +99,8 @@ def test_every_kind_of_variant_goes_there_and_back_exactly(options, flags, tmp_p
     load = random_checkpoint(tmp_path / 'checkpoint', num_classes=5, **options)
     path = export(load, tmp_path / 'model.keras', *flags)
     assert_same_weights(brought_back(path, tmp_path / 'back'), load)
-    assert describe(str(tmp_path / 'back')).record.variant == options.get('variant', 'published')
+    record = describe(str(tmp_path / 'back')).record
+    assert (record.variant, record.image_size) == (options.get('variant', 'published'), options.get('image_size', 224))
     if 'se' in options:
         assert path.read_bytes() == export(load, tmp_path / 'again.keras', *flags).read_bytes()
 
@@ -165,6 +169,18 @@ def layers_of(checkpoint):
         layers.setdefault(layer.replace('/', '.'), []).append(
             (('W', 'DW', 'b', 'gamma', 'beta', 'mean/EMA', 'variance/EMA').index(leaf), value))
     return [(name, [value for _, value in sorted(arrays, key=lambda pair: pair[0])]) for name, arrays in layers.items()]
+
+
+def test_the_size_shows_in_the_configuration_of_the_model():
+    """Also of one within another's; not where it is any, or unknown, or one of two."""
+    def ghostnet(*sizes, **options):
+        layers = [{'class_name': 'InputLayer', 'config': {'batch_shape': [None] + list(size) + [3]}, 'name': 'x'} for size in sizes]
+        return {'name': 'ghostnet', 'layers': layers + [{'name': options.get('first', 'Conv2d_0')}]}
+    outer = {'config': {'layers': ghostnet((99, 99), first='resize')['layers'] + [{'config': ghostnet((160, 160))}]}}
+    for config, size in [(ghostnet((193, 193)), 193), (outer, 160), (ghostnet((None, None)), None), (ghostnet((160, 192)), None),
+                         (ghostnet((160, 160), (192, 192)), None), (ghostnet((99, 99), first='dense'), None), ([], None),
+                         ({'layers': ['Conv2d_0', None]}, None), (ghostnet((-1, -1)), None), (ghostnet((10 ** 9, 10 ** 9)), None)]:
+        assert image_size(json.dumps(config)) == size
 
 
 def test_weights_are_read_without_keras_and_the_classifier_may_be_dense(tmp_path):
