@@ -95,8 +95,8 @@ ELSEWHERE = {
     'tests/test_main.py': {
         'python data/digits/prepare.py': "script=[str(tmp_path / 'data' / 'digits' / 'prepare.py')]",
         'python main.py --eval': "run_main('--eval', **main)",
-        'python main.py --flops 1': "run_main('--flops', '1', '--width_ratio', width)",
-        'python main.py --flops 1 --width_ratio 0.5': "run_main('--flops', '1', '--width_ratio', width)"},
+        'python main.py --flops 1': "run_main('--flops', '1', '--width_ratio', width, *flags)",
+        'python main.py --flops 1 --width_ratio 0.5': "run_main('--flops', '1', '--width_ratio', width, *flags)"},
     'tests/tools/test_reproduce.py': {
         'python -m tools.reproduce --data_dir <tree> --load <checkpoint> --wrong_top1 218 --wrong_top5 131':
             "'--load', DIGITS_CHECKPOINT, '--wrong_top1', counts[0], "},
