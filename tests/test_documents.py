@@ -116,7 +116,7 @@ ELSEWHERE = {
             "'--format', 'web', folder / 'out', **EXPORT)"},
     'tests/tools/test_export.py': {
         'python -m tools.export --load models/digits_checkpoint --format onnx --any_size ghostnet.onnx':
-            "'--format', form, path, '--any_size', *flags)",
+            "'--format', form, path, '--any_size', '--image_size', size, *flags)",
         'python -m tools.export --load models/digits_checkpoint --format tflite --features --output_stride 16 backbone.tflite':
             "'--format', form, path, '--features', '--output_stride', 8)",
         'python -m tools.export --load models/digits_checkpoint --format all exported --int8 --data_dir data/digits':
