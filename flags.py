@@ -58,12 +58,18 @@ def add_device_flags(how):
     how.add_argument('--cache', metavar='DIR', help="--eval: keep the preprocessed images there, for the next time")
 
 
+def add_image_size_flag(parser, default):
+    """--image_size, of main.py and of tools.export. `default`: what argparse gives where it is absent."""
+    smallest, largest = IMAGE_SIZES
+    parser.add_argument('--image_size', type=up_to(largest, smallest), default=default, metavar='N',
+                        help="height and width of images in pixels, from %d to %d (default: that recorded in --load, else %d)"
+                        % (smallest, largest, IMAGE_SIZE))
+
+
 def add_network_flags(net):
     net.add_argument('--width_ratio', type=number(float, lambda x: 0 < x <= 10, "a number above 0, at most 10"),
                      default=argparse.SUPPRESS, help="width multiplier (default: that of --load, else 1)")
-    net.add_argument('--image_size', type=up_to(IMAGE_SIZES[1], IMAGE_SIZES[0]), default=argparse.SUPPRESS, metavar='N',
-                     help="height and width of images in pixels, from %d to %d (default: that recorded in --load, else %d)"
-                     % (IMAGE_SIZES + (IMAGE_SIZE,)))
+    add_image_size_flag(net, argparse.SUPPRESS)
     net.add_argument('--variant', choices=['published', 'pytorch', 'imgclsmob', 'iamhankai', 'd-li14'], default=argparse.SUPPRESS,
                      help="whose GhostNet (default: that recorded in --load, else published)")
     net.add_argument('--se', type=number(int, lambda n: n >= 0, "0 or a positive integer"), default=argparse.SUPPRESS,

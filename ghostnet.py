@@ -176,8 +176,8 @@ def from_checkpoint(restore, features=False, **options):
         raise InputError("the checkpoint %s is not one of a GhostNet" % restore.path)
     if not features:
         need_classifier(restore)
-    made_with.update(options)
-    return GhostNet(variant=restore.variant, image_size=made_with.pop('image_size', restore.record.image_size), **made_with)
+    recorded = {'variant': restore.variant, 'image_size': restore.record.image_size}
+    return GhostNet(**dict(dict(made_with, **recorded), **options))
 
 
 def need_classifier(source):

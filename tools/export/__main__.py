@@ -15,8 +15,8 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))    # python tools/export works too
 
-from command_line import ROOT, InputError, Parser, check_writable, number, quiet_tensorpack, required, run, up_to, work_folder
-from recipe import IMAGE_SIZE, IMAGE_SIZES
+from command_line import ROOT, InputError, Parser, check_writable, number, quiet_tensorpack, required, run, work_folder
+from flags import add_image_size_flag
 from tools.export.child import fix_environment
 from tools.export.formats import ALL, FORMATS
 from tools.export.web_page import check_npm
@@ -106,9 +106,7 @@ def parse_args():
     parser.add_argument('--softmax', action='store_true', help="output probabilities, not logits")
     parser.add_argument('--features', action='store_true',
                         help="output the feature maps of the backbone, at strides 4 to 32, for images of any size")
-    parser.add_argument('--image_size', type=up_to(IMAGE_SIZES[1], IMAGE_SIZES[0]), metavar='N',
-                        help="height and width of images in pixels, from %d to %d (default: that recorded in --load, else %d)"
-                        % (IMAGE_SIZES + (IMAGE_SIZE,)))
+    add_image_size_flag(parser, None)
     parser.add_argument('--any_size', action='store_true',
                         help="take images of any size (one for all of a batch), and resize and crop them as evaluation does")
     parser.add_argument('--output_stride', type=int, choices=[8, 16, 32], default=32,
