@@ -20,6 +20,10 @@ os.environ.setdefault('OPENCV_LOG_LEVEL', 'SILENT')
 # What is larger takes gigabytes, and no photograph is: Pillow's limit for what it calls a decompression bomb.
 os.environ.setdefault('OPENCV_IO_MAX_IMAGE_PIXELS', '178956970')
 
+# For Keras 2, of which TensorFlow 2.16 and later keep `tf.compat.v1.layers` only in tf-keras, if this is set before it is loaded.
+# And no Keras reads ~/.keras/keras.json, where another layout, type or backend may be chosen, or writes one.
+KERAS_DEFAULTS = {'KERAS_HOME': os.devnull, 'KERAS_BACKEND': 'tensorflow', 'TF_USE_LEGACY_KERAS': '1'}
+
 
 class InputError(Exception):
     """What the user gave cannot be used. The message is one line that says what to do."""
@@ -128,6 +132,7 @@ def run(command, args, prog, target=None):
     `target` is the make target that runs this command and first installs its packages. SIGTERM and SIGINT end the command with
     one line, and status 143 and 130, when it has removed what is unfinished.
     """
+    os.environ.update(KERAS_DEFAULTS)    # for child processes too
     came, message = [], None
 
     def stop(signum, _):

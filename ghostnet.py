@@ -9,7 +9,7 @@ import itertools
 import math
 import re
 
-from tf_compat import tf
+from tf_compat import tensors_by_identity, tf
 
 from tensorpack.models import BatchNorm, Conv2D, Dropout
 from tensorpack.tfutils.argscope import argscope
@@ -284,7 +284,8 @@ class GhostNet(ImageNetModel):
         with argscope([Conv2D, DepthConv, GhostModule, SELayer, BatchNorm], data_format=self.data_format), \
                 argscope(Conv2D, kernel_initializer=kernel_initializer), \
                 argscope(DepthConv, symmetric=self.rules.symmetric), argscope(SELayer, hard_sigmoid=self.rules.hard_sigmoid), \
-                argscope(BatchNorm, training=False if self.freeze_bn else None), tf.variable_scope('MobileNetV2'):
+                argscope(BatchNorm, training=False if self.freeze_bn else None), tf.variable_scope('MobileNetV2'), \
+                tensors_by_identity():
             yield
 
     def row_outputs(self, image, rows=ROWS):

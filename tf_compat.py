@@ -2,8 +2,9 @@
 
 The rooms say ``from tf_compat import tf`` and get TensorFlow's version 1 API: TensorFlow 1.13 to 1.15 as it is, TensorFlow 2
 through ``tf.compat.v1``. Importing this module imports TensorFlow; it raises InputError where the installed packages cannot run
-GhostNet.
+GhostNet. It leaves a program as it is: eager execution, comparing tensors, and the Keras behind ``tf.keras``.
 """
+import contextlib
 import gc
 import importlib
 import os
@@ -11,12 +12,8 @@ import re
 import sys
 import warnings
 
-from command_line import InputError, cores, quiet_stderr
+from command_line import KERAS_DEFAULTS, InputError, cores, quiet_stderr
 
-# No Keras reads ~/.keras/keras.json, where another layout, type or backend may be chosen, or writes one.
-os.environ['KERAS_HOME'], os.environ['KERAS_BACKEND'] = os.devnull, 'tensorflow'
-# TensorFlow 2.16 and later keep `tf.compat.v1.layers` only in tf-keras, and only if this is set before they are imported.
-os.environ['TF_USE_LEGACY_KERAS'] = '1'
 # What fails is raised as well; their log lines would bury ours.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 # TensorFlow 2 has oneDNN on x86, and uses it by default only on processors with some kinds of AVX-512. On the others too, it is
@@ -52,16 +49,37 @@ def _version(module):
     return tuple(int(part) for part in module.__version__.split('.')[:2])
 
 
+@contextlib.contextmanager
+def _keras_2(tensorflow):
+    """Inside, ``tf.keras`` is tf-keras, as Tensorpack and ``tf.compat.v1.layers`` want it when they are imported; afterwards it is
+    what the program chooses."""
+    if _version(tensorflow) < (2, 0):
+        yield
+        return
+    before, keras = {name: os.environ.get(name) for name in KERAS_DEFAULTS}, tensorflow.keras
+    os.environ.update(KERAS_DEFAULTS)
+    try:
+        tensorflow.keras = importlib.import_module('tf_keras')
+        yield
+    except ModuleNotFoundError as error:
+        if error.name != 'tf_keras':
+            raise
+        raise InputError("TensorFlow %s needs the package tf-keras: %s" % (tensorflow.__version__, INSTALL))
+    finally:
+        tensorflow.keras = keras
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
 def _check(tensorflow):
     version = _version(tensorflow)
     if not ((1, 13) <= version < (2, 0) or (2, 16) <= version):
         raise InputError("TensorFlow %s is not supported: use %s; %s" % (tensorflow.__version__, SUPPORTED, INSTALL))
-    if version >= (2, 0):
-        try:
-            import tf_keras  # noqa: F401
-        except ImportError:
-            raise InputError("TensorFlow %s needs the package tf-keras: %s" % (tensorflow.__version__, INSTALL))
-    import tensorpack.libinfo
+    with _keras_2(tensorflow):
+        import tensorpack.libinfo
+        getattr(tensorflow.compat.v1.layers, 'Layer', None)    # TensorFlow loads them when they are first used
     if version >= (2, 0) and _version(tensorpack.libinfo) < (0, 11):
         raise InputError("Tensorpack %s does not run on TensorFlow %s: use %s; %s" % (
             tensorpack.libinfo.__version__, tensorflow.__version__, SUPPORTED, INSTALL))
@@ -91,14 +109,23 @@ finally:
     getattr(gc, 'freeze', lambda: None)()    # what is there now stays; CPython 3.6 has no such function
     gc.enable()
 
-tf.disable_eager_execution()
-if _version(tensorflow) >= (2, 0):
-    # Variables are the same if they are one object, as in TensorFlow 1. Otherwise Keras' look-ups take a second of the start-up.
-    tf.disable_tensor_equality()
 tf.logging.set_verbosity(tf.logging.ERROR)
 # Tensorpack calls layers by a method that tf-keras deprecates.
 warnings.filterwarnings('ignore', message='`layer.(apply|add_variable)` is deprecated')
 TENSORFLOW_VERSION = tensorflow.__version__
+
+
+@contextlib.contextmanager
+def tensors_by_identity():
+    """Inside, variables are the same if they are one object, as in TensorFlow 1: a second less for Keras' look-ups of a network."""
+    by_value = _version(tensorflow) >= (2, 0) and tf.Tensor._USE_EQUALITY
+    if by_value:
+        tf.disable_tensor_equality()
+    try:
+        yield
+    finally:
+        if by_value:
+            tf.enable_tensor_equality()
 
 
 def inter_op_threads(workers):

@@ -23,7 +23,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) 
 
 from command_line import InputError, Parser, atomic_write, check_writable, quiet_tensorpack, required, run
 from tools.foreign_files import FORMATS, format_of
-from tools.keras_weights import SIZE, SYMMETRIC
+from tools.keras_weights import HARD_SIGMOID, MARKS, SIZE, SYMMETRIC
 from tools.state_dict import KERAS, OTHERS, WRAPPER, read_state
 from tools.weight_names import LEAVES, LIBRARIES, SISTERS, STEPS, find_network, in_order, their_name, to_ours, to_theirs
 
@@ -48,15 +48,16 @@ def variable_shapes(**options):
     return shapes
 
 
-def expected_shapes(values, variant):
-    """The options of the one GhostNet of a variant that `values`, {variable: array}, may be of, and its `variable_shapes`.
+def expected_shapes(found, variant, free=('num_classes', 'width')):
+    """The options of the one GhostNet of a variant that `found`, {variable: shape}, may be of, and its `variable_shapes`.
 
-    Without the classifier, if `values` have none, and the rows 18 and 17 below it, if they have none of those either.
+    Without the classifier, if there is none in `found`, and the rows 18 and 17 below it, if there are none of those either. `free`:
+    the options that may differ from the published ones.
     """
     from ghostnet import absent_top, infer_architecture
-    found = {name: value.shape for name, value in values.items()}
     made_with = infer_architecture(found, variant) or {}
-    options = {key: made_with[key] for key in ('num_classes', 'width') if made_with.get(key)}
+    made_with = {key: tuple(value) if isinstance(value, list) else value for key, value in made_with.items()}
+    options = {key: made_with[key] for key in free if made_with.get(key) is not None}
     shapes = variable_shapes(variant=variant, **options)
     absent = absent_top(found)
     return options, {name: shape for name, shape in shapes.items() if name.split('/')[1] not in absent}
@@ -103,7 +104,7 @@ def import_weights(library, path, out, weights=None):
     layout, there = candidates[library], set(names)
     theirs = {name: prefix + their_name(name, layout) for name in variable_shapes(variant=layout.variant)}
     values = {name: to_ours(name, state.values[theirs[name]], layout) for name in theirs if theirs[name] in there}
-    options, shapes = expected_shapes(values, layout.variant)
+    options, shapes = expected_shapes({name: value.shape for name, value in values.items()}, layout.variant)
 
     def own(name):
         return name.split(WRAPPER)[-1]
@@ -149,9 +150,13 @@ def save(values, out, options, variant, said=(), record=None):
     print("python main.py %s --data_dir DIR --load %s" % ('--eval' if classes else '--train --finetune', out))
 
 
-def variant_of(shapes, symmetric):
-    """The variant of a trainable export with variables of these {name: shape}, and with symmetric padding or without."""
-    if 'MobileNetV2/Conv2d_18/b' in shapes:    # no other has that bias
+def variant_of(shapes, marks):
+    """The variant of a trainable export with variables of these {name: shape}, and these of tools/keras_weights.py's MARKS.
+
+    Without a top and SE, 'pytorch' and 'iamhankai' are one network.
+    """
+    symmetric = SYMMETRIC in marks
+    if 'MobileNetV2/Conv2d_18/b' in shapes or HARD_SIGMOID in marks:    # no other has either
         return 'pytorch'
     if 'MobileNetV2/Conv2d_2_shortcut_dw/bn/gamma' not in shapes:    # ReLU comes behind that
         return 'iamhankai' if symmetric else 'published'
@@ -173,21 +178,16 @@ def import_keras(path, out, base):
     if not path.endswith(KERAS):
         raise InputError("%s is no file of Keras 3, whose names end with %s: save the model as one" % (path, ' or '.join(KERAS)))
     values = read_state(path).values
-    symmetric, size = values.pop(SYMMETRIC, None) is not None, values.pop(SIZE, None)
+    size, marks = values.pop(SIZE, None), {mark for mark in MARKS if values.pop(mark, None) is not None}
     from checkpoints import UNRECORDED, CheckpointRestore, finite_weights, size_of_images
-    from ghostnet import infer_architecture, known_variant
+    from ghostnet import known_variant
     quiet_tensorpack()
     restore = base and CheckpointRestore(base)
-    if CLASSIFIER not in values:
-        if base is None:
-            raise InputError("%s has no layer Logits.Conv2d_1c_1x1, the classifier: name by --base the checkpoint that was exported"
-                             % path)
+    if base and CLASSIFIER not in values:
         values = dict({name: value for name, value in restore.values.items() if OVER_BACKBONE.match(name)}, **values)
     found = {name: value.shape for name, value in values.items()}
-    variant = known_variant(restore.variant) if base else variant_of(found, symmetric)
-    options = infer_architecture(found, variant) or {}
-    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-    shapes = variable_shapes(variant=variant, **options)
+    variant = known_variant(restore.variant) if base else variant_of(found, marks)
+    options, shapes = expected_shapes(found, variant, ('num_classes', 'width', 'se', 'dw_code', 'ratio_code'))
     compare(found, shapes, path, "a GhostNet of the variant '%s'" % variant, [name for name in shapes if name.endswith(STEPS)])
     record = restore.record if base else UNRECORDED
     if size is not None:
@@ -246,8 +246,9 @@ def export_weights(library, path, out):
     if restore.variant != layout.variant:
         raise InputError("%s is a checkpoint of the variant '%s', and %s has no such network: only '%s' can go there"
                          % (path, restore.variant, library, layout.variant))
-    _, shapes = expected_shapes(restore.values, restore.variant)
-    compare({name: value.shape for name, value in restore.values.items()}, shapes, path, 'a GhostNet of ' + library,
+    found = {name: value.shape for name, value in restore.values.items()}
+    _, shapes = expected_shapes(found, restore.variant)
+    compare(found, shapes, path, 'a GhostNet of ' + library,
             [name for name in shapes if name.endswith(STEPS)])
     state = {their_name(name, layout): np.array(to_theirs(name, restore.values[name], layout), order='C')
              for name in sorted(restore.values, key=in_order) if layout.steps or not name.endswith(STEPS)}

@@ -11,8 +11,9 @@ import zipfile
 WEIGHTS, CONFIG = 'model.weights.h5', 'config.json'    # in a .keras file
 # The layers that tools/export/keras_trainable.py names, and the variables of one, in Keras' order.
 LAYER = re.compile(r'(Conv2d_\d+|Logits[.])[\w.]*$')
-PADDING = 'Conv2d_2_depthwise_Pad'    # a layer that only variants with symmetric padding have
-SYMMETRIC, SIZE = 'symmetric', 'image_size'
+# Layers that only some variants have, those with symmetric padding and those with a hard sigmoid in SE.
+SYMMETRIC, HARD_SIGMOID, SIZE = 'symmetric', 'hard_sigmoid', 'image_size'
+MARKS = {SYMMETRIC: re.compile('Conv2d_2_depthwise_Pad$'), HARD_SIGMOID: re.compile(r'Conv2d_\d+_se\w*_Relu6$')}
 BN = ('gamma', 'beta', 'mean/EMA', 'variance/EMA')
 
 
@@ -59,7 +60,7 @@ def array_of(dataset, name):
 def load(path):
     """{variable: np.ndarray} of the layers that are named as those of a trainable export, however deep in the user's model.
 
-    With SYMMETRIC, an empty array, if one of the layers is of such padding; with SIZE, an integer (), if the file has `image_size`.
+    With those of MARKS, empty arrays, of which there are layers; with SIZE, an integer (), if the file has `image_size`.
 
     Raises:
         ValueError: there are two of a name, or none. Others, if the file is damaged.
@@ -77,14 +78,13 @@ def load(path):
             layer = group.attrs.get('name')
             if not (isinstance(layer, str) and LAYER.match(layer) and group.name.endswith('/vars')):
                 continue
-            if layer == PADDING:
-                values[SYMMETRIC] = np.zeros(0, 'float32')
+            values.update({mark: np.zeros(0, 'float32') for mark, name in MARKS.items() if name.match(layer)})
             for index, variable in zip(sorted(group, key=int), variable_names(layer)):
                 if variable in values:
                     raise ValueError("two layers of it are called %s: save the GhostNet alone" % layer)
                 value = array_of(group[index], variable)
                 # A Dense layer may have taken the place of the classifier.
                 values[variable] = value[None, None] if variable.endswith('/W') and value.ndim == 2 else value
-    if not set(values) - {SIZE}:
+    if not set(values) - set(MARKS) - {SIZE}:
         raise ValueError("no layer of it is called as those of tools.export --trainable")
     return values

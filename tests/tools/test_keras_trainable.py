@@ -13,9 +13,9 @@ from augmentation import eval_images
 from checkpoints import MODEL_VARIABLE, Record, describe, read_checkpoint, save_values
 from conftest import DIGITS_CHECKPOINT, evaluated, random_checkpoint, refused, run_main
 from dataset import read_images
-from ghostnet import VARIANTS
+from ghostnet import BACKBONE, VARIANTS
 from tools.import_weights import variable_shapes, variant_of
-from tools.keras_weights import image_size
+from tools.keras_weights import HARD_SIGMOID, SYMMETRIC, image_size
 from tools.weight_names import STEPS
 from trees import link_tree, shorten
 
@@ -107,10 +107,13 @@ def test_every_kind_of_variant_goes_there_and_back_exactly(options, flags, tmp_p
 
 @pytest.mark.parametrize('variant', sorted(VARIANTS))
 def test_the_variant_shows_in_a_file(variant):
-    """At width 1.0, 'd-li14' and 'imgclsmob' are one network."""
+    """Of a backbone too. At width 1.0, 'd-li14' and 'imgclsmob' are one network."""
     shapes = {name: shape for name, shape in variable_shapes(variant=variant, width=1.3, num_classes=7).items()
               if not name.endswith(STEPS)}
-    assert variant_of(shapes, variant != 'published') == variant
+    rules = VARIANTS[variant]
+    marks = {mark for mark, there in ((SYMMETRIC, rules.symmetric), (HARD_SIGMOID, rules.hard_sigmoid)) if there}
+    assert variant_of(shapes, marks) == variant
+    assert variant_of({name: shape for name, shape in shapes.items() if BACKBONE.match(name)}, marks) == variant
 
 
 @today
@@ -138,7 +141,6 @@ def test_what_keras_trains_is_what_main_evaluates(digits, tmp_path):
 def test_a_backbone_in_a_model_of_the_user_comes_back_too(tmp_path):
     load = random_checkpoint(tmp_path / 'checkpoint', num_classes=3, classes=['a', 'b', 'c'], variant='pytorch', width=0.25)
     path = export(load, tmp_path / 'backbone.keras', '--features', '--output_stride', 16)
-    assert 'name by --base the checkpoint that was exported' in refused('--from', 'keras', path, tmp_path / 'none', **IMPORT)
     assert_same_weights(brought_back(path, tmp_path / 'back', '--base', load), load)
     program(BACKBONE_PROGRAM, tmp_path, path, tmp_path / 'trained.keras', tmp_path / 'stem.npz')
     values = brought_back(tmp_path / 'trained.keras', tmp_path / 'trained', '--base', load)

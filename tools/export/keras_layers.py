@@ -1,4 +1,7 @@
-"""A frozen graph as a Keras 3 model of Keras' own layers: one function for each kind of operation that GhostNet has."""
+"""A frozen graph as a Keras 3 model of Keras' own layers: one function for each kind of operation that GhostNet has.
+
+Inside, channels are always last. Where Keras' setting is that they come first, so do those of the model's images and maps.
+"""
 import re
 
 import keras
@@ -7,6 +10,8 @@ from keras import layers
 
 from evaluation.resize import CROP, PIXELS
 from tools.export.labels import CLASSES
+
+LAST = 'channels_last'
 
 
 class Graph:
@@ -33,16 +38,21 @@ def add_or_multiply(graph, node, name):
     multiply, x, other = node.op == 'Mul', graph.x(node), node.input[1]
     if other in graph.tensors:
         return (layers.Multiply if multiply else layers.Add)(name=name)([x, graph.tensors[other]])
-    value = graph.constant(other).tolist()
+    value = per_channel(graph.constant(other))
     return layers.Rescaling(value, name=name)(x) if multiply else layers.Rescaling(1.0, value, name=name)(x)
 
 
+def per_channel(value):
+    """A constant for Rescaling, which would turn one of a single dimension where Keras has channels first."""
+    return value.reshape([1, 1, -1] if value.ndim else []).tolist()
+
+
 def subtract(graph, node, name):
-    return layers.Rescaling(1.0, (-graph.constant(node.input[1])).tolist(), name=name)(graph.x(node))
+    return layers.Rescaling(1.0, per_channel(-graph.constant(node.input[1])), name=name)(graph.x(node))
 
 
 def divide(graph, node, name):
-    return layers.Rescaling((1 / graph.constant(node.input[1])).tolist(), name=name)(graph.x(node))
+    return layers.Rescaling(per_channel(1 / graph.constant(node.input[1])), name=name)(graph.x(node))
 
 
 def convolution(graph, node, name):
@@ -50,7 +60,7 @@ def convolution(graph, node, name):
     conv = graph.nodes[node.input[0]]
     kernel = graph.constant(conv.input[1])
     options = {'strides': conv.attr['strides'].list.i[1], 'padding': conv.attr['padding'].s.decode().lower(),
-               'dilation_rate': (list(conv.attr['dilations'].list.i) or [1, 1])[1], 'name': name}
+               'dilation_rate': (list(conv.attr['dilations'].list.i) or [1, 1])[1], 'data_format': LAST, 'name': name}
     if conv.op == 'Conv2D':
         layer = layers.Conv2D(kernel.shape[3], kernel.shape[:2], **options)
     else:
@@ -77,13 +87,13 @@ def first_channels(graph, node, name):
 
 
 def pad(graph, node, name):
-    return layers.ZeroPadding2D(graph.constant(node.input[1])[1:3].tolist(), name=name)(graph.x(node))
+    return layers.ZeroPadding2D(graph.constant(node.input[1])[1:3].tolist(), LAST, name=name)(graph.x(node))
 
 
 def average(graph, node, name):
     if node.op == 'Mean':
-        return layers.GlobalAveragePooling2D(keepdims=True, name=name)(graph.x(node))
-    return layers.AveragePooling2D(node.attr['ksize'].list.i[1:3], name=name)(graph.x(node))
+        return layers.GlobalAveragePooling2D(LAST, keepdims=True, name=name)(graph.x(node))
+    return layers.AveragePooling2D(node.attr['ksize'].list.i[1:3], data_format=LAST, name=name)(graph.x(node))
 
 
 # ---------------------------------------------------------------------------------- evaluation's crop, evaluation/resize.py
@@ -138,7 +148,7 @@ LAYERS = {
     'RealDiv': divide, 'BiasAdd': convolution, 'Relu': relu, 'Relu6': relu, 'Minimum': bound, 'Maximum': bound,
     'GatherV2': gather_channels, 'Slice': first_channels, 'Pad': pad, 'AvgPool': average, 'Mean': average,
     'Identity': lambda graph, node, name: graph.x(node), 'Cast': lambda graph, node, name: graph.x(node),
-    'Squeeze': lambda graph, node, name: layers.Flatten(name=name)(graph.x(node)),
+    'Squeeze': lambda graph, node, name: layers.Flatten(LAST, name=name)(graph.x(node)),
     'Softmax': lambda graph, node, name: layers.Softmax(name=name)(graph.x(node))}
 
 
@@ -159,13 +169,14 @@ def build(graph_def, outputs, input_name, functions=None):
         NotImplementedError: the graph has an operation that is not among them.
     """
     network = functions or LAYERS
-    graph = Graph(graph_def)
+    graph, last = Graph(graph_def), keras.config.image_data_format() == LAST
     for node in graph_def.node:
         functions = RESIZE if node.name.startswith(CROP) else network
         if node.op == 'Placeholder':
-            shape = [size.size if size.size > 0 else None for size in node.attr['shape'].shape.dim]
+            height, width, channels = [size.size if size.size > 0 else None for size in node.attr['shape'].shape.dim[1:]]
             dtype = tf.as_dtype(node.attr['dtype'].type).name
-            graph.tensors[node.name] = image = layers.Input(shape[1:], dtype=dtype, name=input_name)
+            image = layers.Input((height, width, channels) if last else (channels, height, width), dtype=dtype, name=input_name)
+            graph.tensors[node.name] = image if last else layers.Permute((2, 3, 1), name='channels_last')(image)
         elif node.op in functions:
             name = re.sub('^MobileNetV2_', '', node.name.replace('/', '_'))
             graph.tensors[node.name] = functions[node.op](graph, node, name)
@@ -174,4 +185,7 @@ def build(graph_def, outputs, input_name, functions=None):
         elif node.op not in ('Const', 'Conv2D', 'DepthwiseConv2dNative'):    # convolutions come with their BiasAdd
             raise NotImplementedError("no Keras layer for the operation %s" % node.op)
     results = {name: graph.tensors[name] for name in outputs}
+    if not last:
+        results = {name: layers.Permute((3, 1, 2), name=name + '_first')(x) if len(x.shape) == 4 else x
+                   for name, x in results.items()}
     return keras.Model(image, results if len(results) > 1 else results[outputs[0]], name='ghostnet')

@@ -16,7 +16,7 @@ from keras import layers
 from recipe import RECIPE
 from tools.export.child import end_with_parent
 from tools.export.formats import INPUT, forget_circumstances
-from tools.export.keras_layers import LAYERS, build, with_names
+from tools.export.keras_layers import LAST, LAYERS, build, with_names
 
 BN_MOMENTUM = 0.9                            # as in the release; the epsilon is that of the graph
 CLASSIFIER = 'Logits.Conv2d_1c_1x1'          # dropout comes before it
@@ -31,7 +31,7 @@ def convolution(graph, node, name):
     """Of a Conv2D or a DepthwiseConv2dNative; a bias comes with it, if a BiasAdd follows."""
     kernel, name = graph.constant(node.input[1]), layer_name(node.input[1])
     bias = [other.input[1] for other in graph.nodes.values() if other.op == 'BiasAdd' and other.input[0] == node.name]
-    options = {'strides': node.attr['strides'].list.i[1], 'padding': node.attr['padding'].s.decode().lower(),
+    options = {'strides': node.attr['strides'].list.i[1], 'padding': node.attr['padding'].s.decode().lower(), 'data_format': LAST,
                'dilation_rate': (list(node.attr['dilations'].list.i) or [1, 1])[1], 'use_bias': bool(bias), 'name': name}
     if node.op == 'Conv2D':
         layer = layers.Conv2D(kernel.shape[3], kernel.shape[:2], **options)
