@@ -226,11 +226,13 @@ def cores():
 
 
 def required(module, remedy="pip install -r requirements-interop.txt, besides requirements.txt"):
-    """An optional module, imported. Raises InputError, with what to do, if it is missing."""
+    """An optional module, imported. Raises InputError, with what to do, if it is missing or broken."""
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise InputError("the package '%s' is missing: %s" % ((error.name or module).split('.')[0], remedy))
+    except Exception as error:    # it is broken, or does not go with others
+        raise InputError("the package '%s' cannot be imported (%s): %s" % (module, error, remedy))
 
 
 def run_module(module, *args, **kwargs):

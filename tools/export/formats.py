@@ -97,30 +97,12 @@ def to_tflite(graph_def, outputs, out, details, calibration=None):
         f.write(model)
 
 
-def replace_auto_pad(node):
-    """Gives an atrous convolution its padding in numbers: ONNX Runtime does not combine `auto_pad` and `dilations`."""
-    import onnx
-    attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-    dilations = attributes.get('dilations', [1])
-    if 'auto_pad' not in attributes or max(dilations) == 1:
-        return
-    sides = [(size - 1) * dilation for size, dilation in zip(attributes['kernel_shape'], dilations)]
-    kept = [attribute for attribute in node.attribute if attribute.name != 'auto_pad']
-    del node.attribute[:]
-    node.attribute.extend(kept + [onnx.helper.make_attribute(
-        'pads', [side // 2 for side in sides] + [side - side // 2 for side in sides])])
-
-
 def to_onnx(graph_def, outputs, out, details):
     """An ONNX model, its inputs and outputs named as those of the graph."""
     import onnx
-    import tf2onnx
-    tf2onnx.graph.Node.__hash__ = lambda node: hash(node.name)    # its sets of nodes would have another order in each run
-    names = {name + ':0': name for name in [INPUT] + outputs}
-    model, _ = tf2onnx.convert.from_graph_def(graph_def, input_names=[INPUT + ':0'], output_names=[name + ':0' for name in outputs],
-                                              opset=18, tensors_to_rename=names)
-    for node in model.graph.node:
-        replace_auto_pad(node)
+
+    from evaluation.onnx_model import onnx_model
+    model = onnx_model(graph_def, {INPUT: INPUT}, {name: name for name in outputs})
     properties = {'channels': 'RGB' if details['rgb'] else 'BGR'}
     if details['labels'] is not None:
         properties[labels.CLASSES] = labels.as_json(details['labels'])
