@@ -3,6 +3,7 @@
 Pictures are uint8 (H, W, 3) in BGR, as OpenCV reads them.
 """
 import math
+from itertools import compress
 
 import cv2
 import numpy as np
@@ -47,10 +48,14 @@ def kept_images(paths, reader):
     Returns:
         (np.ndarray, np.ndarray): those that are not left out, uint8 (N, size, size, 3) BGR, and which they are, bool (paths,).
     """
-    pictures, size = [reader(path) for path in paths], reader.image_size
-    kept = np.array([picture is not None for picture in pictures])
-    crops = [eval_crop(picture, size) for picture in pictures if picture is not None]
-    return np.stack(crops) if crops else np.empty((0, size, size, 3), np.uint8), kept
+    def crop(path):    # before the next picture is read: several large ones take much memory, and new memory takes time
+        picture = reader(path)
+        return None if picture is None else eval_crop(picture, size)
+
+    size = reader.image_size
+    crops = [crop(path) for path in paths]
+    kept = np.array([crop is not None for crop in crops])
+    return np.stack(list(compress(crops, kept))) if kept.any() else np.empty((0, size, size, 3), np.uint8), kept
 
 
 # -------------------------------------------------------------------------------------------------------------- training

@@ -14,6 +14,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import sys
 import tempfile
 
@@ -26,6 +27,7 @@ from command_line import (
     check_writable,
     cores,
     quiet_tensorpack,
+    required,
     run,
     run_module,
     up_to,
@@ -63,13 +65,17 @@ def network(load):
 
 def make_graph(args):
     """Writes the frozen graph, and where its packages are, an ONNX model, into the folder `args.graphs`."""
+    from evaluation import frozen
     from evaluation.engines import frozen_graph
+    from evaluation.onnx_model import onnx_model
     make, restore = network(args.load)
-    path = os.path.join(args.graphs, 'ghostnet.pb')
-    with open(path, 'wb') as f:
-        f.write(frozen_graph(make(), restore, cores()).as_graph_def().SerializeToString())
+    graph_def = frozen_graph(make(), restore, cores()).as_graph_def()
+    with open(os.path.join(args.graphs, 'ghostnet.pb'), 'wb') as f:
+        f.write(graph_def.SerializeToString())
     with contextlib.suppress(InputError):    # ONNX Runtime and OpenVINO are then reported as not measured
-        run_module('tools.export.formats', 'onnx', path, os.path.join(args.graphs, 'ghostnet.onnx'), 'logits')
+        required('onnx'), required('tf2onnx')
+        with open(os.path.join(args.graphs, 'ghostnet.onnx'), 'wb') as f:
+            f.write(onnx_model(graph_def, {frozen.INPUT: 'input'}, {frozen.LOGITS: 'logits'}).SerializeToString())
 
 
 def throughput(end_to_end, compute, read, count):
@@ -90,7 +96,7 @@ def engine(name, args):
     from evaluation.evaluate import evaluate
     from imagenet_utils import in_order
     model = network_of()
-    made = make_engine(name, model, restore, args.jobs)
+    made = make_engine(name, model, restore, args.jobs, lambda: eval_images(args.files[:16]))
     images = [[path, 0] for path in args.files]
     batches = [args.files[i:i + made.batch] for i in range(0, len(images), made.batch)]
     pictures = eval_images((args.files * made.batch)[:made.batch])
@@ -203,7 +209,7 @@ def mobilenet(size, alpha):
 
 # What is measured: {name in the table: function of args}. Some need TensorFlow as version 2 is by default, or must not have it, so
 # that each runs in a process that has not imported tf_compat.
-ENGINES = ('tensorpack', 'frozen', 'tflite')
+ENGINES = ('tensorpack', 'frozen', 'tflite', 'openvino', 'onnx', 'auto')
 PEERS = collections.OrderedDict([('TensorFlow, frozen graph', tensorflow_call), ('ONNX Runtime', onnxruntime_call),
                                  ('OpenVINO', openvino_call), ('PyTorch (timm)', pytorch_call)])
 THROUGHPUTS = collections.OrderedDict((name, functools.partial(engine, name)) for name in ENGINES)
@@ -234,6 +240,22 @@ def listed(data_dir, count):
     from dataset import open_tree
     paths = [os.path.abspath(path) for path, _ in open_tree(data_dir).images('val')]
     return (paths * (-(-count // len(paths))))[:count]
+
+
+def of_size(files, size, folder):
+    """Paths of as many JPEGs of (width, height) in a folder: up to 32 photographs, each repeated side by side, so that a pixel has
+    as much detail and takes as many bytes as in `files`."""
+    import cv2
+    import numpy as np
+
+    from pictures import read_image
+    width, height = size
+    for number, path in enumerate(files[:32]):
+        image = read_image(path)
+        image = np.tile(image, (-(-height // image.shape[0]), -(-width // image.shape[1]), 1))[:height, :width]
+        with open(os.path.join(folder, '%d.jpg' % number), 'wb') as f:
+            f.write(cv2.imencode('.jpg', image)[1])
+    return [os.path.join(folder, '%d.jpg' % (number % 32)) for number in range(len(files))]
 
 
 def plot(rates, latencies, path):
@@ -296,6 +318,8 @@ def measure_all(args, names, networks, files, graphs):
     flags = ['--data_dir', args.data_dir, '--graphs', graphs, '--jobs', str(args.jobs), '--batch', str(args.batch)]
     if args.load is not None:
         flags += ['--load', os.path.abspath(args.load)]
+    if args.size is not None:
+        files = of_size(files, args.size, graphs)
     with open(os.path.join(graphs, 'files'), 'w') as f:
         json.dump(files, f)
     run_module('tools.bench', '--child', 'make', *flags)
@@ -336,11 +360,20 @@ def print_results(args, rates, latencies, missing):
         print("%s: not measured (%s)" % (name, reason))
 
 
+def size(text):
+    """An argparse type: (width, height) in pixels, of what a camera takes at most."""
+    match = re.match('([1-9][0-9]{0,3})x([1-9][0-9]{0,3})$', text)
+    if match is None:
+        raise argparse.ArgumentTypeError("'%s' is not a width and a height up to 9999, such as 4000x3000" % text)
+    return int(match.group(1)), int(match.group(2))
+
+
 def parse_args():
     parser = Parser(prog='bench', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data_dir', required=True, help="ILSVRC12 tree, of some hundred photographs at least")
     parser.add_argument('--load', help="checkpoint (default: GhostNet 1.0 with random weights)")
     parser.add_argument('--images', type=up_to(100000), default=1000, help="images a round, of the tree, repeated if it has fewer")
+    parser.add_argument('--size', type=size, metavar='WxH', help="of photographs made of those in the tree, such as 4000x3000")
     parser.add_argument('--rounds', type=up_to(100000), default=3, help="how often each is measured")
     parser.add_argument('--jobs', type=up_to(1024), default=cores(), help="cores to use (default: all)")
     parser.add_argument('--batch', type=up_to(1024), default=8, help="images a call of the other runtimes")
