@@ -158,7 +158,7 @@ def openvino_engine(model, restore, jobs):
     def call(images):
         with taken(idle) as request:
             parts = [images[start:start + batch] for start in range(0, len(images), batch)]
-            return np.concatenate([request.infer([filled(part, batch)])[0][:len(part)] for part in parts])
+            return np.concatenate([request.infer([filled(part, batch)], share_inputs=True)[0][:len(part)] for part in parts])
     return Engine('openvino', call, batch)
 
 
