@@ -84,18 +84,6 @@ def taken(idle):
         idle.append(one)
 
 
-@contextlib.contextmanager
-def runtime_explained(name):
-    """Turns what the packages of an engine raise, of many types, into an InputError."""
-    try:
-        yield
-    except (MemoryError, OSError):
-        raise
-    except Exception as error:
-        raise InputError("--engine %s does not work with the packages installed (%s): pip install -r requirements-interop.txt, or "
-                         "choose another one" % (name, error))
-
-
 def tflite_engine(model, restore, jobs):
     """The frozen graph in TFLite with XNNPACK in float32: `jobs` interpreters of one thread each."""
     need_version_2("--engine tflite")
@@ -128,11 +116,12 @@ def tflite_engine(model, restore, jobs):
 def onnx_engine(model, restore, jobs):
     """The frozen graph in ONNX Runtime: a session that computes in the thread that calls it."""
     need_version_2("--engine onnx")
-    onnxruntime, _, _ = [required(package) for package in ('onnxruntime', 'onnx', 'tf2onnx')]
+    required('onnx'), required('tf2onnx')
+    onnxruntime = required('onnxruntime')
     graph = frozen_graph(model, restore, jobs)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    with runtime_explained('onnx'), quiet_stderr:
+    with quiet_stderr:
         content = onnx_model(graph.as_graph_def(), {NORMALISED: frozen.INPUT}, {frozen.LOGITS: frozen.LOGITS}).SerializeToString()
         session = onnxruntime.InferenceSession(content, options, providers=['CPUExecutionProvider'])
     normalise = normaliser(model.image_size)
@@ -144,7 +133,7 @@ def openvino_engine(model, restore, jobs):
     need_version_2("--engine openvino")
     openvino, batch = required('openvino'), 4
     graph = frozen_graph(model, restore, jobs)
-    with runtime_explained('openvino'), quiet_stderr, work_folder(tempfile.gettempdir()) as folder:
+    with quiet_stderr, work_folder(tempfile.gettempdir()) as folder:
         path = os.path.join(folder, 'ghostnet.pb')    # OpenVINO knows the format by this ending
         with open(path, 'wb') as f:
             f.write(graph.as_graph_def().SerializeToString())
@@ -164,6 +153,25 @@ def openvino_engine(model, restore, jobs):
 
 ENGINES = collections.OrderedDict([('tensorpack', tensorpack_engine), ('frozen', frozen_engine), ('tflite', tflite_engine),
                                    ('openvino', openvino_engine), ('onnx', onnx_engine)])
+OPTIONAL = ('openvino', 'onnx')    # the engines whose packages need not be there, or work
+
+
+def started_engine(name, model, restore, jobs):
+    """One of ENGINES after its first call, in which Grappler optimises. Workers whose first calls of OpenVINO meet wait for ever.
+
+    Raises: see make_engine.
+    """
+    try:
+        engine = ENGINES[name](model, restore, jobs)
+        engine.call(np.zeros([1, model.image_size, model.image_size, 3], np.uint8))
+    except (InputError, MemoryError, OSError):
+        raise
+    except Exception as error:    # packages that do not go with each other raise many types
+        if name not in OPTIONAL:
+            raise
+        raise InputError("--engine %s does not work with the packages installed (%s): pip install -r requirements-interop.txt, or "
+                         "choose another one" % (name, error))
+    return engine
 
 
 def fastest_engine(model, restore, jobs, images, seconds=0.5):
@@ -174,10 +182,10 @@ def fastest_engine(model, restore, jobs, images, seconds=0.5):
         seconds (float): how long each is measured at least.
     """
     rates, best = collections.OrderedDict(), None
-    for name, make in ENGINES.items():
+    for name in ENGINES:
         try:
-            engine = make(model, restore, jobs)
-        except InputError:    # on TensorFlow 1, with NCHW, or without its packages
+            engine = started_engine(name, model, restore, jobs)
+        except (InputError, MemoryError, OSError):    # on TensorFlow 1, with NCHW, without its packages, or on a full disk
             if not rates:
                 raise
             continue
@@ -207,11 +215,10 @@ def make_engine(name, model, restore, jobs, sample=None):
 
     Raises:
         CheckpointMismatch: the checkpoint is not one of `model`.
-        InputError, ImportError: the engine cannot compute that, or not on this TensorFlow.
+        InputError: the engine cannot compute that, not on this TensorFlow, or not with the packages installed.
+        MemoryError, OSError: memory is short, or the folder of temporary files is full.
     """
     with layout_explained(model):
         if name == 'auto':
             return fastest_engine(model, restore, jobs, sample())
-        engine = ENGINES[name](model, restore, jobs)
-        engine.call(np.zeros([1, model.image_size, model.image_size, 3], np.uint8))    # Grappler's work is part of making it
-        return engine
+        return started_engine(name, model, restore, jobs)

@@ -163,6 +163,7 @@ def peer(make_call, one_core_each, args):
     call = make_call(args, 1 if one_core_each else args.jobs)
     batches = [args.files[i:i + args.batch] for i in range(0, len(args.files), args.batch)]
     pictures = eval_images((args.files * args.batch)[:args.batch])
+    call(pictures)    # in one thread: see engines.started_engine
     pool = concurrent.futures.ThreadPoolExecutor(args.jobs if one_core_each else 1)
 
     def each(function):
