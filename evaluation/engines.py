@@ -116,7 +116,6 @@ def tflite_engine(model, restore, jobs):
 def onnx_engine(model, restore, jobs):
     """The frozen graph in ONNX Runtime: a session that computes in the thread that calls it."""
     need_version_2("--engine onnx")
-    required('onnx'), required('tf2onnx')
     onnxruntime = required('onnxruntime')
     graph = frozen_graph(model, restore, jobs)
     options = onnxruntime.SessionOptions()

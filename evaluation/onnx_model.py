@@ -1,4 +1,5 @@
 """A frozen graph as an ONNX model, for the engine and the exports. Without tf_compat, which converters of exports must not have."""
+from command_line import required
 
 
 def replace_auto_pad(node):
@@ -16,8 +17,12 @@ def replace_auto_pad(node):
 
 
 def onnx_model(graph_def, inputs, outputs):
-    """The ModelProto of a GraphDef between two dicts, {name of an operation: name in the model}. It needs onnx and tf2onnx."""
-    import tf2onnx
+    """The ModelProto of a GraphDef between two dicts, {name of an operation: name in the model}.
+
+    Raises InputError where onnx or tf2onnx is missing.
+    """
+    required('onnx')
+    tf2onnx = required('tf2onnx')
     tf2onnx.graph.Node.__hash__ = lambda node: hash(node.name)    # its sets of nodes would have another order in each run
     names = {name + ':0': new for ends in (inputs, outputs) for name, new in ends.items()}
     model, _ = tf2onnx.convert.from_graph_def(

@@ -7,7 +7,18 @@ import sys
 
 import pytest
 
-from command_line import InputError, Parser, Stopped, atomic_write, check_writable, run, run_module, work_folder, write_json
+from command_line import (
+    InputError,
+    Parser,
+    Stopped,
+    atomic_write,
+    check_writable,
+    required,
+    run,
+    run_module,
+    work_folder,
+    write_json,
+)
 from conftest import ROOT, small_disk
 
 
@@ -97,3 +108,15 @@ def test_how_a_command_ends(error, status, message, capsys):
     with pytest.raises(SystemExit) as ended:
         run(command, 3, 'prog')
     assert ended.value.code == status and capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize('name, content, said', [
+    ('lacking', "import no_such_package.of_it", "the package 'no_such_package' is missing: pip install"),
+    ('unlinked', "raise ImportError('lib.so: undefined symbol')", "the package 'unlinked' cannot be imported (lib.so: undefined"),
+    ('unfit', "raise AttributeError('np.bool')", "the package 'unfit' cannot be imported (np.bool)")])
+def test_an_optional_package_that_is_missing_or_broken_is_named(tmp_path, monkeypatch, name, content, said):
+    (tmp_path / (name + '.py')).write_text(content)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(InputError) as caught:
+        required(name)
+    assert str(caught.value).startswith(said)

@@ -113,7 +113,8 @@ ELSEWHERE = {
             "[HOROVODRUN, '-np', '2', '-H', hosts, "},
     # With other libraries and runtimes: make test-interop.
     'tests/tools/test_bench.py': {
-        'python -m tools.bench --data_dir <tree> --images 640 --rounds 1 --plot bench.png': "'--images', 16, '--rounds', 1, "},
+        'python -m tools.bench --data_dir <tree> --images 640 --rounds 1 --plot bench.png': "'--images', 16, '--rounds', 1, ",
+        'python -m tools.bench --data_dir <tree> --images 128 --size 4000x3000': "'--size', '300x200', "},
     'tests/tools/test_export_web.py': {
         'python -m tools.export --load models/digits_checkpoint --format web out && python -m http.server -d out':
             "'--format', 'web', folder / 'out', **EXPORT)"},

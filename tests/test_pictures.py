@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+import pictures
 from command_line import InputError
 from conftest import ROOT
 from pictures import BrokenPicture, PictureReader, read_image
@@ -102,6 +103,18 @@ def test_images_of_every_kind_that_imagenet_holds(tmp_path):
     assert np.array_equal(read(tmp_path, with_exif(jpeg, 6)), np.rot90(plain, -1))    # turned, as cv2.imread does
     grey = encode(picture()[:, :, 0], '.jpg')
     assert read(tmp_path, grey).shape == (60, 90, 3)
+
+
+def test_jpegs_are_decoded_once_by_simplejpeg_but_for_turned_and_cmyk_ones(tmp_path, monkeypatch):
+    """To the same pixels, in less time, above all large ones."""
+    large = encode(photograph(960, 1280), '.jpg')
+    expected, decoded = cv2.imdecode(np.frombuffer(large, np.uint8), cv2.IMREAD_COLOR), []
+    assert expected.shape[0] * expected.shape[1] > 10 ** 6
+    monkeypatch.setattr(pictures, 'decode', lambda data: decoded.append(data) or np.zeros((16, 24, 3), np.uint8))
+    assert np.array_equal(read(tmp_path, large), expected) and not decoded
+    for data in (with_exif(large, 6), CMYK):
+        read(tmp_path, data)
+        assert decoded.pop() == data and not decoded
 
 
 @pytest.mark.parametrize('share', [0.02, 0.3, 0.6, 0.95, 0.999])

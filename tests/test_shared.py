@@ -18,10 +18,11 @@ if not os.path.isdir(SHARED):
     pytest.skip("needs the recorded outputs in %s" % SHARED, allow_module_level=True)
 
 
-@pytest.mark.parametrize('engine', ['tensorpack', 'frozen', 'tflite'])
+@pytest.mark.parametrize('engine', ['tensorpack', 'frozen', 'tflite', 'openvino', 'onnx'])
 def test_300_validation_images_count_as_recorded(tmp_path, engine):
-    if engine == 'tflite' and TENSORFLOW_VERSION.startswith('1.'):
-        pytest.skip("TFLite needs TensorFlow 2, this is " + TENSORFLOW_VERSION)
+    if engine not in ('tensorpack', 'frozen') and TENSORFLOW_VERSION.startswith('1.'):
+        pytest.skip("the engine %s needs TensorFlow 2, this is %s" % (engine, TENSORFLOW_VERSION))
+    pytest.importorskip({'openvino': 'openvino', 'onnx': 'tf2onnx'}.get(engine, 'tensorflow'))
     out, result = evaluated(MINI, CALIBRATED, tmp_path / 'json', '--engine', engine, '--save_logits', tmp_path / 'logits.npz')
     assert 'Top1 Error: 0.726667\n' in out and 'Top5 Error: 0.436667\n' in out
     assert (result['images'], result['wrong_top1'], result['wrong_top5']) == (300, 218, 131)

@@ -1,4 +1,5 @@
 """The engines give the same counts, with any workers."""
+import collections
 import json
 import os
 import threading
@@ -8,18 +9,42 @@ from tf_compat import TENSORFLOW_VERSION, tf
 import numpy as np
 import pytest
 
-from command_line import InputError
+from checkpoints import CheckpointRestore
+from command_line import InputError, required
 from conftest import DIGITS_CHECKPOINT, evaluated, random_checkpoint, refused, run_main
-from evaluation.engines import Engine
+from evaluation import engines
+from evaluation.engines import Engine, make_engine
 from evaluation.evaluate import evaluate, wrong
 from evaluation.report import hint_at_chance
+from ghostnet import from_checkpoint
+from imagenet_utils import in_order
 
 TF1 = TENSORFLOW_VERSION.startswith('1.')
 
 
-def needs_tflite():
-    if TF1:
-        pytest.skip("TFLite needs TensorFlow 2, this is " + TENSORFLOW_VERSION)
+PACKAGES = {'openvino': ['openvino'], 'onnx': ['onnxruntime', 'onnx', 'tf2onnx']}
+
+
+def reason_against(engine):
+    """Why an engine cannot work here, None if it can."""
+    if TF1 and engine not in ('tensorpack', 'frozen'):
+        return "the engine %s needs TensorFlow 2, this is %s" % (engine, TENSORFLOW_VERSION)
+    try:
+        for package in PACKAGES.get(engine, []):
+            required(package)
+    except InputError as error:
+        return str(error)
+
+
+def needs(engine):
+    reason = reason_against(engine)
+    if reason is not None:
+        pytest.skip(reason)
+
+
+def working():
+    """The names of the engines that work here."""
+    return [name for name in engines.ENGINES if reason_against(name) is None]
 
 
 @pytest.mark.parametrize('k', [1, 5])
@@ -36,11 +61,11 @@ def test_wrong_is_in_top_k(k):
 
 @pytest.mark.parametrize('engine, flags', [
     ('frozen', []), ('tflite', []), ('tensorpack', ['--jobs', 5, '--eval_batch', 7]), ('frozen', ['--jobs', 5, '--eval_batch', 7]),
-    ('tflite', ['--jobs', 5, '--eval_batch', 7])])
+    ('tflite', ['--jobs', 5, '--eval_batch', 7]), ('openvino', ['--jobs', 5, '--eval_batch', 7]),
+    ('onnx', ['--jobs', 5, '--eval_batch', 7])])
 def test_neither_engine_nor_jobs_nor_batch_change_the_result(digits, evaluated_digits, tmp_path, engine, flags):
     """The counts are those published of the digits, and the logits those of the default engine."""
-    if engine == 'tflite':
-        needs_tflite()
+    needs(engine)
     said, result = evaluated(digits, DIGITS_CHECKPOINT, tmp_path / 'json', '--engine', engine, '--save_logits',
                              tmp_path / 'logits.npz', *flags)
     assert (result['images'], result['wrong_top1'], result['wrong_top5']) == (360, 4, 0)
@@ -54,15 +79,14 @@ def test_auto_takes_the_fastest_and_says_which(digits, tmp_path):
     said, result = evaluated(digits, DIGITS_CHECKPOINT, tmp_path / 'json', '--engine', 'auto')
     first = said.splitlines()[0].split()
     rates = dict(zip(first[3:-4:2], map(float, (rate.rstrip(',') for rate in first[4:-3:2]))))
-    assert list(rates) == ['tensorpack', 'frozen'] + ['tflite'] * (not TF1)
+    assert list(rates) == working()
     assert first[:2] == ['engine', result['engine'] + ','] and rates[result['engine']] == max(rates.values())
     assert (result['wrong_top1'], result['wrong_top5']) == (4, 0)
 
 
-@pytest.mark.parametrize('engine', ['frozen', 'tflite'])
+@pytest.mark.parametrize('engine', ['frozen', 'tflite', 'openvino', 'onnx'])
 def test_predict_with_another_engine(digits, evaluated_digits, tmp_path, engine):
-    if engine == 'tflite':
-        needs_tflite()
+    needs(engine)
     status, _, err = run_main('--predict', os.path.join(digits, 'val'), '--load', DIGITS_CHECKPOINT, '--engine', engine, '--topk',
                               10, '--json', tmp_path / 'json')
     assert status == 0, err
@@ -83,7 +107,7 @@ def test_variants_and_layouts_in_every_engine(digits, tmp_path):
                           ('pytorch', {'variant': 'pytorch', 'se': 0, 'image_size': 161})):
         load = random_checkpoint(tmp_path / name, num_classes=10, **options)
         logits = []
-        for engine in ['tensorpack', 'frozen'] + ['tflite'] * (not TF1):
+        for engine in working():
             flags = ['--width_ratio', options.get('width', 1), '--se', options.get('se', 3), '--engine', engine]
             flags += ['--data-format', 'NCHW'] if engine == 'frozen' and not TF1 else []
             evaluated(digits, load, tmp_path / 'json', '--save_logits', tmp_path / 'logits.npz', *flags)
@@ -92,9 +116,67 @@ def test_variants_and_layouts_in_every_engine(digits, tmp_path):
             assert np.median(np.linalg.norm(other - logits[0], axis=1) / np.linalg.norm(logits[0], axis=1)) < 1e-5
 
 
+@pytest.mark.parametrize('engine', ['openvino', 'onnx'])
+def test_channels_first_in_other_runtimes(engine, tmp_path):
+    """They compute it on any processor. One image more than a batch, in threads that call at once."""
+    needs(engine)
+    load = random_checkpoint(tmp_path / 'random', num_classes=10, width=0.5, image_size=161)
+    images = np.random.RandomState(0).randint(0, 256, (5, 161, 161, 3)).astype(np.uint8)
+    restore = CheckpointRestore(load)
+    nhwc, nchw = [from_checkpoint(restore, data_format=layout) for layout in ('NHWC', 'NCHW')]
+    expected = make_engine('frozen', nhwc, restore, 1).call(images)
+    for logits in in_order(make_engine(engine, nchw, restore, 2).call, [images] * 4, 2):
+        assert logits.shape == (5, 10) and np.linalg.norm(logits - expected) / np.linalg.norm(expected) < 1e-5
+
+
+def fake_engines(**fakes):
+    """For engines.ENGINES: functions like those, of `call`s."""
+    return collections.OrderedDict((name, lambda model, restore, jobs, name=name, call=call: Engine(name, call, 2))
+                                   for name, call in fakes.items())
+
+
+def test_auto_passes_by_what_fails_and_calls_first_in_one_thread(monkeypatch, capsys):
+    """Workers whose first calls of OpenVINO meet wait for each other for ever. A package may be broken in any way."""
+    model, threads = type('Model', (), {'data_format': 'NHWC', 'image_size': 4}), []
+
+    def good(images):
+        threads.append(threading.current_thread())
+        return np.zeros([len(images), 10], np.float32)
+
+    def bad(images):
+        raise AttributeError("it does not go with\nthat NumPy")
+    monkeypatch.setattr(engines, 'ENGINES', fake_engines(frozen=good, openvino=bad, onnx=good))
+    assert make_engine('auto', model, None, 2, lambda: np.zeros([4, 4, 4, 3], np.uint8)).name in ('frozen', 'onnx')
+    assert threads[0] == threading.current_thread()
+    assert 'openvino' not in capsys.readouterr().out
+    with pytest.raises(InputError, match='^--engine openvino does not work with the packages installed [(]it does not go with'):
+        make_engine('openvino', model, None, 2)
+    monkeypatch.setattr(engines, 'ENGINES', fake_engines(frozen=bad, onnx=good))
+    with pytest.raises(AttributeError):    # what the program needs is not passed by
+        make_engine('auto', model, None, 2, lambda: np.zeros([4, 4, 4, 3], np.uint8))
+
+
+def test_auto_measures_close_engines_in_turns(monkeypatch):
+    """The second rate is nearly the first, so both are measured twice more, and the best of each counts."""
+    rates = {'frozen': [100, 100, 100], 'onnx': [90, 120, 90], 'tensorpack': [50]}
+
+    def measured(engine, images, jobs, seconds):
+        return rates[engine.name].pop(0)
+    monkeypatch.setattr(engines, 'measure', measured)
+    monkeypatch.setattr(engines, 'ENGINES', fake_engines(**{name: lambda images: images for name in ('frozen', 'onnx')}))
+    monkeypatch.setitem(engines.ENGINES, 'tensorpack', lambda model, restore, jobs: Engine('tensorpack', lambda images: images, 2))
+    model = type('Model', (), {'data_format': 'NHWC', 'image_size': 4})
+    assert make_engine('auto', model, None, 2, lambda: None).name == 'onnx'
+    assert not any(rates.values())
+
+
 def test_engines_refuse(digits, tmp_path):
+    (tmp_path / 'openvino.py').write_text("raise AttributeError('it does not go with this NumPy')")
+    message = refused('--eval', '--data_dir', digits, '--engine', 'openvino', env=dict(os.environ, PYTHONPATH=str(tmp_path)))
+    assert ('--engine openvino needs TensorFlow 2' if TF1 else "the package 'openvino' cannot be imported (it does not") in message
     flags = ['--eval', '--data_dir', digits, '--load', DIGITS_CHECKPOINT, '--engine', 'tflite']
-    assert 'leave out --gpu' in refused('--gpu', '0', *flags)
+    for engine in ('tflite', 'openvino', 'onnx'):
+        assert '--engine %s computes on the CPU: leave out --gpu' % engine in refused('--eval', '--engine', engine, '--gpu', '0')
     if TF1:
         assert '--engine tflite needs TensorFlow 2' in refused(*flags)
     else:

@@ -2,15 +2,19 @@
 
 from tf_compat import TENSORFLOW_VERSION
 
+import cv2
+import numpy as np
 import pytest
 
 from conftest import DIGITS_CHECKPOINT, refused, run_main
+from pictures import read_image
+from tools.bench import of_size
 
 
 @pytest.mark.slow
 def test_bench(digits, tmp_path):
     status, out, err = run_main(
-        '--data_dir', digits, '--images', 16, '--rounds', 1, '--load', DIGITS_CHECKPOINT, '--plot',
+        '--data_dir', digits, '--images', 16, '--rounds', 1, '--size', '300x200', '--load', DIGITS_CHECKPOINT, '--plot',
         tmp_path / 'bench.png', '--only', 'frozen', 'TensorFlow', 'OpenVINO', 'GhostNet 0.5', 'MobileNetV3-Small 0.75',
         script=['-m', 'tools.bench'])
     assert status == 0, err
@@ -26,6 +30,17 @@ def test_bench(digits, tmp_path):
     for flags, message in [(['--data_dir', digits, '--only', 'timm'], '--only names nothing'),
                            (['--data_dir', tmp_path / 'no'], 'there is no folder'),
                            (['--data_dir', digits, '--images', '0'], '--images'),
+                           (['--data_dir', digits, '--size', '300'], "'300' is not a width and a height"),
                            (['--data_dir', digits, '--load', 'no'], 'there is no checkpoint no'),
                            (['--data_dir', digits, '--plot', tmp_path], 'cannot write')]:
         assert message in refused(*flags, script=['-m', 'tools.bench'])
+
+
+def test_photographs_of_any_size_are_made_of_those_there(tmp_path):
+    """As detailed as they are: at this size, each is repeated and cut."""
+    image = (np.random.RandomState(0).rand(40, 60, 3) * 255).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / 'one.png'), image)
+    first, second = of_size([str(tmp_path / 'one.png')] * 2, (100, 70), str(tmp_path))
+    made = read_image(first)
+    assert made.shape == (70, 100, 3) and np.array_equal(made, read_image(second))
+    assert np.abs(made[:40, :60].astype(int) - image).mean() < 30 and made.std() > 0.8 * image.std()
