@@ -172,7 +172,8 @@ def test_auto_measures_close_engines_in_turns(monkeypatch):
 
 def test_engines_refuse(digits, tmp_path):
     (tmp_path / 'openvino.py').write_text("raise AttributeError('it does not go with this NumPy')")
-    message = refused('--eval', '--data_dir', digits, '--engine', 'openvino', env=dict(os.environ, PYTHONPATH=str(tmp_path)))
+    message = refused('--eval', '--data_dir', digits, '--load', DIGITS_CHECKPOINT, '--engine', 'openvino',
+                      env=dict(os.environ, PYTHONPATH=str(tmp_path)))
     assert ('--engine openvino needs TensorFlow 2' if TF1 else "the package 'openvino' cannot be imported (it does not") in message
     flags = ['--eval', '--data_dir', digits, '--load', DIGITS_CHECKPOINT, '--engine', 'tflite']
     for engine in ('tflite', 'openvino', 'onnx'):
