@@ -95,6 +95,17 @@ def bottleneck_code(code, default):
     return list(code)
 
 
+def multiply_adds(op):
+    """Multiply-adds of a tf.Operation for one image, an int: those of a convolution, depthwise or not, of a dense layer, and of
+    adding the biases of either; 0 for all else, such as BN and pooling."""
+    if op.type not in ('Conv2D', 'DepthwiseConv2dNative', 'MatMul', 'BiasAdd'):
+        return 0
+    shape, pixels = op.outputs[0].shape.as_list(), 1
+    if len(shape) == 4:
+        pixels = shape[2] * (shape[1] if op.get_attr('data_format') == b'NHWC' else shape[3])
+    return pixels * op.inputs[1].shape.num_elements()    # each weight is used once a pixel
+
+
 def layer_costs(model):
     """What a model costs: a list of (layer group, multiply-adds, trainable parameters), in the order of the network.
 
@@ -110,11 +121,9 @@ def layer_costs(model):
             cost = costs.setdefault(group(variable.op.name), [0, 0])
             cost[1] += variable.shape.num_elements()
         for op in graph.get_operations():
-            if op.type in ('Conv2D', 'DepthwiseConv2dNative', 'BiasAdd'):    # each uses its weights once a pixel
-                shape = op.outputs[0].shape.as_list()
-                pixels = shape[1] * shape[2] if model.data_format == 'NHWC' else shape[2] * shape[3]
-                costs[group(op.name)][0] += pixels * op.inputs[1].shape.num_elements()
-    return [(name, multiply_adds, parameters) for name, (multiply_adds, parameters) in costs.items()]
+            if multiply_adds(op):
+                costs[group(op.name)][0] += multiply_adds(op)
+    return [(name, cost, parameters) for name, (cost, parameters) in costs.items()]
 
 
 def infer_architecture(shapes, variant=PUBLISHED):
