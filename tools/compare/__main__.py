@@ -2,10 +2,10 @@
 
     python -m tools.compare --plot figure.png [--runtime tflite|onnx] [--load CHECKPOINT --result RESULT.json]
 
-Prints two tables in Markdown: what was measured, and where the published numbers are from. All networks run in one runtime, in
-turns, with random weights, on pictures of 224x224 pixels that are preprocessed; latencies are medians and quartiles of all calls.
-Multiply-adds are counted alike for all: those of convolutions and dense layers with their own biases, but not of BN. Needs
-TensorFlow 2 and the packages tf2cv, and for ONNX, tf2onnx and onnxruntime (requirements-interop.txt).
+Prints, in Markdown, what was measured, which networks none of the others beats, and where the published numbers are from. All
+networks run in one runtime, in turns, with random weights, on pictures of 224x224 pixels that are preprocessed; latencies are
+medians and quartiles of all calls, of one picture and of a batch of 8. Multiply-adds are counted alike for all: those of
+convolutions and dense layers with their own biases, but not of BN. Needs TensorFlow 2 and requirements-interop.txt.
 """
 import argparse
 import collections
@@ -22,9 +22,10 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 from command_line import (
     InputError,
     Parser,
+    atomic_write,
     check_writable,
     cores,
-    number,
+    progress_options,
     required,
     run,
     run_module,
@@ -33,29 +34,29 @@ from command_line import (
     work_folder,
     write_json,
 )
-from tools.compare.networks import CONVERTERS, NETWORKS, Network, model_file, name_of
+from tools.compare.networks import CONVERTERS, NETWORKS, Network, Source, model_file, name_of
 
 AT_ONCE = 4    # networks that are made, at most: each takes about 1.5 GB of memory
 
 
-def selected(only):
-    """Those of NETWORKS whose names begin with one of `only`. Raises InputError if there is one that none begins with."""
-    for start in only or ():
+def selected(starts):
+    """Those of NETWORKS whose names begin with one of `starts`. Raises InputError if there is one that none begins with."""
+    for start in starts or ():
         if not any(name_of(network).startswith(start) for network in NETWORKS):
-            raise InputError("--only %s names no network: the names are %s" % (start, ', '.join(map(name_of, NETWORKS))))
-    return [network for network in NETWORKS if only is None or name_of(network).startswith(tuple(only))]
+            raise InputError("--networks: none is called '%s'; there are %s" % (start, ', '.join(map(name_of, NETWORKS))))
+    return [network for network in NETWORKS if starts is None or name_of(network).startswith(tuple(starts))]
 
 
 def own_network(load, result):
-    """The user's checkpoint as a Network, with the top-1 that `result`, the file of ``main.py --eval --json``, has, if it is not None.
+    """The user's checkpoint as a Network, with the top-1 of `result`, a file of ``main.py --eval --json``, if it is not None.
 
     Raises InputError if one of them cannot be used.
     """
     from checkpoints import CheckpointRestore
     from ghostnet import from_checkpoint
     restore = CheckpointRestore(load)
-    classes = from_checkpoint(restore).num_classes
-    top1, source = None, "no --result"
+    model = from_checkpoint(restore)
+    top1, read = None, "no --result"
     if result is not None:
         try:
             with open(result) as f:
@@ -65,19 +66,26 @@ def own_network(load, result):
         except (OSError, ValueError, TypeError, KeyError, ZeroDivisionError) as error:
             raise InputError("cannot read %s as what main.py --eval --json writes: %r" % (result, error))
         if not 0 <= top1 <= 100:
-            raise InputError("%s has %d of %d images wrong" % (result, wrong, images))
-        source = "%s: %d of %d images wrong, %d classes" % (os.path.basename(result), wrong, images, classes)
-    return Network('yours:', os.path.basename(restore.path), top1, None, source, None)
+            raise InputError("%s says that %d of %d images are wrong" % (result, wrong, images))
+        if record.get('image_size', model.image_size) != model.image_size:
+            raise InputError("%s is of pictures of %s pixels, and %s is for %d" % (
+                result, record['image_size'], load, model.image_size))
+        read = "%s: %d of %d images wrong" % (os.path.basename(result), wrong, images)
+    if model.num_classes != 1000:
+        warn("%s has %d classes, so that its top-1 is not comparable with the others'" % (load, model.num_classes))
+    return Network('yours', '', top1, None, Source(os.path.basename(restore.path), read), None)
 
 
 def make_models(networks, args, batches, folder):
     """Makes the models of all networks in `folder`, each in a process of its own. Returns their multiply-adds, a list of int."""
+    from tqdm import tqdm
+
     def make(network):
         load = [os.path.abspath(args.load)] if network.build is None else []
         said = run_module('tools.compare.networks', name_of(network), args.runtime, ','.join(map(str, batches)), folder, *load)
         return int(said.split()[-1])
     with concurrent.futures.ThreadPoolExecutor(min(cores(), AT_ONCE)) as pool:
-        return list(pool.map(make, networks))
+        return list(tqdm(pool.map(make, networks), total=len(networks), unit='network', **progress_options()))
 
 
 def processor():
@@ -89,22 +97,33 @@ def processor():
         return platform.processor() or platform.machine()
 
 
+def front(rows, cost):
+    """The names of those rows that none beats: by a top-1 that is higher, or a cost that is lower, where the other is no worse."""
+    known = [row for row in rows if row['top1'] is not None]
+    return [row['name'] for row in known if not any(
+        other['top1'] >= row['top1'] and cost(other) <= cost(row) and (other['top1'], cost(other)) != (row['top1'], cost(row))
+        for other in known)]
+
+
 def measure_all(networks, args):
-    """What --json gets: a dict with the circumstances and `networks`, a list of dicts."""
+    """What --json gets: a dict with the circumstances, `networks`, a list of dicts, and the fronts.
+
+    `latencies` of a network begin with those of one picture on one thread. Times are in ms a picture.
+    """
     from tools.compare import measure
-    version = measure.version(args.runtime)
     with work_folder(tempfile.gettempdir()) as folder:
-        costs = make_models(networks, args, sorted({1, args.batch}), folder)
+        costs = make_models(networks, args, (1, measure.BATCH), folder)
         files = collections.OrderedDict((name_of(network), functools.partial(model_file, folder, name_of(network)))
                                         for network in networks)
-        found = measure.latencies(files, args.runtime, args.batch, args.rounds, args.seconds)
-    return {'runtime': version, 'processor': processor(), 'cores': cores(), 'rounds': args.rounds, 'seconds': args.seconds,
-            'networks': [{
-                'name': name_of(network), 'family': network.family, 'top1': network.top1, 'source': network.source,
-                'published_millions': network.millions, 'multiply_adds': cost,
-                'latencies': [{'pictures': pictures, 'threads': threads, 'ms': median, 'quartiles': [first, third]}
-                              for (pictures, threads), (first, median, third) in found[name_of(network)].items()]}
-                for network, cost in zip(networks, costs)]}
+        found = measure.latencies(files, args.runtime, args.rounds)
+    rows = [{'name': name_of(network), 'family': network.family, 'top1': network.top1, 'published_in': network.source.published,
+             'read_in': network.source.read, 'published_millions': network.millions, 'multiply_adds': cost,
+             'latencies': [{'pictures': pictures, 'threads': threads, 'ms': median, 'quartiles': [first, third]}
+                           for (pictures, threads), (first, median, third) in found[name_of(network)].items()]}
+            for network, cost in zip(networks, costs)]
+    return {'runtime': measure.version(args.runtime), 'processor': processor(), 'cores': cores(), 'rounds': args.rounds,
+            'networks': rows, 'front_by_multiply_adds': front(rows, lambda row: row['multiply_adds']),
+            'front_by_latency': front(rows, lambda row: row['latencies'][0]['ms'])}
 
 
 def table(headers, rows, left):
@@ -114,7 +133,7 @@ def table(headers, rows, left):
 
 
 def print_tables(result):
-    """Prints what was measured and the sources, in Markdown."""
+    """Prints what was measured, the fronts and the sources, in Markdown."""
     def known(value, form):
         return '–' if value is None else form % value
 
@@ -124,23 +143,25 @@ def print_tables(result):
                for entry in rows[0]['latencies']]
     print("%s on %s, %d rounds; median (quartiles) in ms a picture; random weights.\n" % (
         result['runtime'], result['processor'], result['rounds']))
-    print(table(['network', 'multiply-adds', 'top-1'] + headers, [
-        [row['name'], '%.1f M' % (row['multiply_adds'] / 1e6), known(row['top1'], '%.1f')] +
-        ['%.2f (%.2f–%.2f)' % ((entry['ms'],) + tuple(entry['quartiles'])) for entry in row['latencies']] for row in rows], 1))
-    print()
-    print(table(['network', 'published multiply-adds and top-1', 'read in'], [
-        [row['name'], '%s, %s' % (known(row['published_millions'], '%d M'), known(row['top1'], '%.1f %%')), row['source']]
-        for row in rows], 3))
+    print(table(['network', 'multiply-adds', 'published', 'top-1'] + headers, [
+        [row['name'], '%.1f M' % (row['multiply_adds'] / 1e6), known(row['published_millions'], '%d M'), known(row['top1'], '%.1f')]
+        + ['%.2f (%.2f–%.2f)' % ((entry['ms'],) + tuple(entry['quartiles'])) for entry in row['latencies']] for row in rows], 1))
+    print("\nNo network here has a higher top-1 with as few multiply-adds as: %s.\n" % ', '.join(result['front_by_multiply_adds']))
+    print("No network here has a higher top-1 in as little time (one picture, one thread) as: %s.\n" % (
+        ', '.join(result['front_by_latency'])))
+    sources = collections.OrderedDict()
+    for row in rows:
+        sources.setdefault((row['published_in'], row['read_in']), []).append(row['name'])
+    print(table(['networks', 'top-1 and multiply-adds published in', 'read in'], [
+        [', '.join(names), published, read] for (published, read), names in sources.items()], 3))
 
 
 def compare(args):
     from tf_compat import need_version_2
     need_version_2("tools.compare")
-    networks = selected(args.only)
-    if any(hasattr(network.build, 'needs_tf2cv') for network in networks):
-        required('tf2cv')
-    if args.runtime == 'onnx':
-        required('onnxruntime'), required('tf2onnx')
+    networks = selected(args.networks)
+    for package in {'tflite': ['tf2cv', 'ai_edge_litert'], 'onnx': ['tf2cv', 'onnx', 'tf2onnx', 'onnxruntime']}[args.runtime]:
+        required(package)
     for path in filter(None, (args.plot, args.json)):
         check_writable(path)
     if args.plot is not None:
@@ -155,7 +176,8 @@ def compare(args):
         write_json(args.json, result)
     if args.plot is not None:
         from tools.compare import figure
-        figure.save(result, args.plot)
+        with atomic_write(args.plot) as f:
+            f.write(figure.as_png(result))
 
 
 def parse_args():
@@ -165,11 +187,8 @@ def parse_args():
     parser.add_argument('--runtime', choices=list(CONVERTERS), default='tflite', help="what runs the networks (default: tflite)")
     parser.add_argument('--load', metavar='CHECKPOINT', help="measure this GhostNet too")
     parser.add_argument('--result', metavar='FILE', help="its error: what main.py --eval --json wrote")
-    parser.add_argument('--only', nargs='+', metavar='NAME', help="measure these alone, such as GhostNet or 'MobileNetV2 1.0'")
-    parser.add_argument('--rounds', type=up_to(1000), default=5, help="how often each network is measured (default: 5)")
-    parser.add_argument('--seconds', type=number(float, lambda x: x > 0, "a number above 0"), default=0.2,
-                        help="for each number of pictures and threads, in each round (default: 0.2)")
-    parser.add_argument('--batch', type=up_to(1024), default=8, help="pictures at once, besides one (default: 8)")
+    parser.add_argument('--networks', nargs='+', metavar='NAME', help="measure these alone, such as GhostNet or 'MobileNetV2 1.0'")
+    parser.add_argument('--rounds', type=up_to(1000), default=10, help="how often each network is measured (default: 10)")
     args = parser.parse_args()
     if args.result is not None and args.load is None:
         parser.error("--result goes with --load")

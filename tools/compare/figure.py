@@ -2,42 +2,58 @@
 import collections
 import itertools
 
-from command_line import atomic_write
+from evaluation.charts import default_style, new_figure, png
 
 # Shapes tell families apart where there are no colours. The first family is GhostNet: its line is thick, and its labels are bold.
 MARKERS = 'osD^vP*XhpH<>'
-COLOURS = ['#d62728', '#1f77b4', '#2ca02c', '#9467bd', '#8c564b', '#e377c2', '#17becf', '#ff7f0e', '#555555']
+COLOURS = ['#d62728', '#1f77b4', '#2ca02c', '#9467bd', '#8c564b', '#e377c2', '#17becf', '#ff7f0e', '#555555', '#000000']
 FONT, MARKER = 9, 7                                       # sizes in points
 DISTANCES = (6, 9, 13, 18, 24, 32, 42, 55, 75, 100)       # of labels, in points
 LED = 13                                                  # from here on, a thin line leads to the label
 DIRECTIONS = [(1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, 1), (1, 1), (-1, -1)]
+CROSSED, MISTAKEN, COVERED = 15, 25, 1000                 # how far, in points, a label goes rather than that: see `cost`
+PASSES = 3                                                # how often each label is placed again, around the others
+
+# Where a label is: its distance, its Bbox, and the Path of the line that leads to it, or None; in pixels but for `distance`.
+Place = collections.namedtuple('Place', 'distance box leader')
 
 
-def crosses(box, start, end):
-    """Whether the segment between two points touches a box, (x0, y0, x1, y1)."""
-    low, high = 0.0, 1.0
-    for axis in (0, 1):
-        origin, length = start[axis], end[axis] - start[axis]
-        if length == 0:
-            if not box[axis] <= origin <= box[axis + 2]:
-                return False
-            continue
-        entry, leaving = sorted(((box[axis] - origin) / length, (box[axis + 2] - origin) / length))
-        low, high = max(low, entry), min(high, leaving)
-    return low <= high
-
-
-def overlap(box, other):
-    return box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
-
-
-def places(point, size, pixel):
-    """Where a label of `size` can be: (distance, box, where its leading line ends) of each place, in pixels."""
+def places(centre, size, pixel):
+    """Where a label can be: an iterable of Place. `centre` of the marker and `size` of the label are in pixels, `pixel` is those
+    of a point."""
+    from matplotlib.path import Path
+    from matplotlib.transforms import Bbox
     for distance, towards in itertools.product(DISTANCES, DIRECTIONS):
         step = distance * pixel / (2 ** 0.5 if all(towards) else 1)
-        end = [at + step * side for at, side in zip(point, towards)]
+        end = [at + step * side for at, side in zip(centre, towards)]
         corner = [at - length * (1 - side) / 2 for at, length, side in zip(end, size, towards)]
-        yield distance, (corner[0], corner[1], corner[0] + size[0], corner[1] + size[1]), end
+        yield Place(distance, Bbox.from_bounds(*(corner + list(size))), Path([centre, end]) if distance >= LED else None)
+
+
+def gap(box, centre):
+    """The distance of a point from a box, squared."""
+    return sum(max(low - at, 0, at - high) ** 2 for low, at, high in zip(box.min, centre, box.max))
+
+
+def cost(place, others, own, centres, markers, lines, around):
+    """How bad a place for the label of marker number `own` is: its distance, more for each line that it crosses, for being nearer
+    to another marker, and, more than any distance, for each label or marker that it covers and for leaving the panel.
+
+    Args:
+        others (list of Place): those of the other labels.
+        centres, markers (list): of all points: where they are, and the Bbox of their markers.
+        lines (list of Path): those of the families, and the quartiles.
+        around (Bbox): the panel.
+    """
+    boxes = [other.box for other in others]
+    covered = place.box.count_overlaps(boxes + markers)
+    if place.leader is not None:
+        covered += sum(place.leader.intersects_bbox(box, filled=False) for box in boxes + markers[:own] + markers[own + 1:])
+    inside = around.x0 < place.box.x0 and around.y0 < place.box.y0 and place.box.x1 < around.x1 and place.box.y1 < around.y1
+    leaders = [other.leader for other in others if other.leader is not None]
+    crossed = sum(line.intersects_bbox(place.box, filled=False) for line in lines + leaders)
+    mistaken = min(gap(place.box, centre) for centre in centres) < gap(place.box, centres[own])
+    return place.distance + CROSSED * crossed + MISTAKEN * mistaken + COVERED * (covered + (not inside))
 
 
 def place_labels(axes, points, segments):
@@ -49,35 +65,28 @@ def place_labels(axes, points, segments):
     Returns:
         list of matplotlib.text.Annotation: in the order of `points`.
     """
-    figure = axes.figure
-    figure.canvas.draw()    # so that the transformations are final
-    renderer, pixel = figure.canvas.get_renderer(), figure.dpi / 72
-    around = axes.get_window_extent(renderer).extents
-    centres = [axes.transData.transform(point[:2]) for point in points]
+    from matplotlib.path import Path
+    from matplotlib.patheffects import withStroke
+    from matplotlib.transforms import Bbox
+    axes.figure.canvas.draw()    # so that the transformations are final
+    pixel = axes.figure.dpi / 72
+    around = axes.get_window_extent()
+    centres = [tuple(axes.transData.transform(point[:2])) for point in points]
     half = (MARKER / 2 + 1.5) * pixel
-    taken = [(x - half, y - half, x + half, y + half) for x, y in centres]
-    lines = [tuple(axes.transData.transform(end) for end in segment) for segment in segments]
-    labels = []
-    for (x, y, text, weight), centre in zip(points, centres):
-        label = axes.annotate(text, (x, y), xytext=(0, 0), textcoords='offset points', fontsize=FONT, fontweight=weight,
-                              ha='left', va='bottom')
-        extent = label.get_window_extent(renderer)
-        free = []
-        for distance, box, end in places(centre, (extent.width, extent.height), pixel):
-            inside = around[0] < box[0] and around[1] < box[1] and box[2] < around[2] and box[3] < around[3]
-            if inside and not any(overlap(box, other) for other in taken) and not (
-                    distance >= LED and any(crosses(other, centre, end) for other in taken[len(points):])):
-                free.append((distance + 15 * sum(crosses(box, *line) for line in lines), box, end, distance >= LED))
-        if not free:    # as with hundreds of points
-            label.remove()
-            continue
-        _, box, end, led = min(free, key=lambda place: place[0])
-        label.set_position([(corner - at) / pixel for corner, at in zip(box, centre)])
-        if led:
-            axes.plot(*zip((x, y), axes.transData.inverted().transform(end)), color='0.6', lw=0.6, zorder=1)
-            lines.append((centre, end))
-        labels.append(label)
-        taken.append(box)
+    markers = [Bbox.from_extents(x - half, y - half, x + half, y + half) for x, y in centres]
+    lines = [Path(axes.transData.transform(segment)) for segment in segments]
+    halo = [withStroke(linewidth=2.5, foreground='white')]
+    labels = [axes.annotate(text, (x, y), xytext=(0, 0), textcoords='offset points', fontsize=FONT, fontweight=weight, ha='left',
+                            va='bottom', path_effects=halo, zorder=5) for x, y, text, weight in points]
+    candidates = [list(places(centre, label.get_window_extent().size, pixel)) for centre, label in zip(centres, labels)]
+    chosen = {}
+    for _, own in itertools.product(range(PASSES), range(len(points))):
+        others = [place for number, place in chosen.items() if number != own]
+        chosen[own] = min(candidates[own], key=lambda place: cost(place, others, own, centres, markers, lines, around))
+    for own, label in enumerate(labels):
+        label.set_position((chosen[own].box.min - centres[own]) / pixel)
+        if chosen[own].leader is not None:
+            axes.plot(*axes.transData.inverted().transform(chosen[own].leader.vertices).T, color='0.5', lw=0.6, zorder=1)
     return labels
 
 
@@ -94,44 +103,44 @@ def draw_panel(axes, rows, x_of, quartiles_of=None):
         axes.plot(*zip(*where), marker=MARKERS[number % len(MARKERS)], color=COLOURS[number % len(COLOURS)], ms=MARKER,
                   lw=2.2 if ghost else 1.1, ls='-' if ghost else '--', mec='black', mew=0.6, zorder=3)
         if quartiles_of is not None:
-            for row, (x, y) in zip(members, where):
-                axes.plot(quartiles_of(row), (y, y), color='black', lw=0.8, zorder=2)
+            bars = [((first, y), (third, y)) for (first, third), (_, y) in zip(map(quartiles_of, members), where)]
+            for bar in bars:
+                axes.plot(*zip(*bar), color='black', lw=1, marker='|', ms=5, zorder=4)
+            segments += bars
         points += [(x, y, row['name'], 'bold' if ghost else 'normal') for row, (x, y) in zip(members, where)]
         segments += list(zip(where, where[1:]))
     axes.set_xlim(left=0)
-    axes.margins(x=0.14, y=0.1)
+    axes.margins(x=0.14, y=0.08)
     axes.grid(color='0.9')
     axes.tick_params(labelsize=FONT)
+    axes.set_ylabel('top-1 on ImageNet (%), as published', fontsize=FONT + 1)
     return place_labels(axes, points, segments)
 
 
 def draw(result):
     """The figure of what `tools.compare` has measured, a matplotlib.figure.Figure, and the labels of each panel.
 
-    Rows without a top-1 are left out.
+    Rows without a top-1 are left out. The panels are one above the other, so that the text is not too small on a page.
     """
-    import matplotlib
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
     rows = [row for row in result['networks'] if row['top1'] is not None]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 6.2), dpi=100)
-    figure.subplots_adjust(0.05, 0.09, 0.99, 0.93, 0.1)
-    for axes, x, title in (
-            (left, 'multiply-adds (millions), counted', 'Top-1 over multiply-adds'),
-            (right, 'latency of one picture (ms), one thread', 'Top-1 over latency: %s, %s' % (result['runtime'], result['processor']))):
-        axes.set_xlabel(x, fontsize=FONT + 1)
-        axes.set_title(title, fontsize=FONT + 2)
-    left.set_ylabel('top-1 on ImageNet (%), as published', fontsize=FONT + 1)
+    figure = new_figure(8, 11)
+    figure.set_dpi(120)
+    figure.subplots_adjust(0.09, 0.05, 0.98, 0.97, 0, 0.18)
+    upper, lower = figure.subplots(2, 1)
+    upper.set_title('Top-1 over multiply-adds', fontsize=FONT + 2)
+    upper.set_xlabel('multiply-adds (millions), counted', fontsize=FONT + 1)
+    lower.set_title('Top-1 over latency: %s, %s' % (result['runtime'], result['processor']), fontsize=FONT + 2)
+    lower.set_xlabel('latency of one picture (ms), one thread: median and quartiles', fontsize=FONT + 1)
 
     def latency(row):
-        return next(entry for entry in row['latencies'] if entry['pictures'] == entry['threads'] == 1)
+        return row['latencies'][0]    # of one picture on one thread
     return figure, [
-        draw_panel(left, rows, lambda row: row['multiply_adds'] / 1e6),
-        draw_panel(right, rows, lambda row: latency(row)['ms'], lambda row: latency(row)['quartiles'])]
+        draw_panel(upper, rows, lambda row: row['multiply_adds'] / 1e6),
+        draw_panel(lower, rows, lambda row: latency(row)['ms'], lambda row: latency(row)['quartiles'])]
 
 
-def save(result, path):
-    """Writes the figure as a PNG."""
-    figure, _ = draw(result)
-    with atomic_write(path) as f:
-        figure.savefig(f, format='png')
+def as_png(result):
+    """The figure as a PNG, bytes."""
+    with default_style():
+        figure, _ = draw(result)
+        return png(figure, figure.dpi)

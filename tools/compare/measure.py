@@ -2,20 +2,28 @@
 import collections
 import time
 
+import numpy as np
+
 from command_line import cores, progress_options, quiet_stderr, required
 
+BATCH = 8           # pictures, besides one
+SECONDS = 0.2       # how long each setting of each network is measured in a round, about
 FEWEST_CALLS = 3    # in a round, however long they take
 
 
+def random_pictures(shape):
+    return np.random.RandomState(0).standard_normal(shape).astype(np.float32)
+
+
 def tflite(path, threads):
-    """A function from pictures to logits, with XNNPACK."""
-    import tensorflow
+    """A function without arguments that computes a model's logits of random pictures, with XNNPACK."""
     with quiet_stderr:
-        interpreter = tensorflow.lite.Interpreter(model_path=path, num_threads=threads)
+        interpreter = required('ai_edge_litert.interpreter').Interpreter(model_path=path, num_threads=threads)
         interpreter.allocate_tensors()
     (source,), (logits,) = interpreter.get_input_details(), interpreter.get_output_details()
+    pictures = random_pictures(source['shape'])
 
-    def call(pictures):
+    def call():
         interpreter.set_tensor(source['index'], pictures)
         interpreter.invoke()
         return interpreter.get_tensor(logits['index'])
@@ -23,59 +31,52 @@ def tflite(path, threads):
 
 
 def onnx(path, threads):
-    """A function from pictures to logits, on the CPU."""
+    """A function without arguments that computes a model's logits of random pictures, on the CPU."""
     onnxruntime = required('onnxruntime')
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
-    name = session.get_inputs()[0].name
-    return lambda pictures: session.run(None, {name: pictures})[0]
+    source, = session.get_inputs()
+    pictures = random_pictures(source.shape)
+    return lambda: session.run(None, {source.name: pictures})[0]
+
+
+# {--runtime: (function, its package, the name for the reader)}
+RUNTIMES = {'tflite': (tflite, 'ai_edge_litert', 'LiteRT'), 'onnx': (onnx, 'onnxruntime', 'ONNX Runtime')}
 
 
 def version(runtime):
     """The name and version of what runs the models."""
-    import tensorflow
-    return ('TFLite of TensorFlow ' + tensorflow.__version__ if runtime == 'tflite'
-            else 'ONNX Runtime ' + required('onnxruntime').__version__)
+    _, package, name = RUNTIMES[runtime]
+    return '%s %s' % (name, required(package).__version__)
 
 
-RUNTIMES = {'tflite': tflite, 'onnx': onnx}
-
-
-def settings(batch):
-    """(pictures, threads) of all that is measured."""
-    return [(pictures, threads) for pictures in sorted({1, batch}) for threads in sorted({1, cores()})]
-
-
-def seconds_of_calls(call, pictures, seconds):
-    """How long each call takes, a list, over about `seconds`, after two that are not counted."""
-    for _ in range(2):
-        call(pictures)
+def seconds_of_calls(call):
+    """How long each call takes, a list, after two that are not counted."""
+    call(), call()
     times, start = [], time.perf_counter()
-    while len(times) < FEWEST_CALLS or time.perf_counter() - start < seconds:
+    while len(times) < FEWEST_CALLS or time.perf_counter() - start < SECONDS:
         before = time.perf_counter()
-        call(pictures)
+        call()
         times.append(time.perf_counter() - before)
     return times
 
 
-def latencies(files, runtime, batch, rounds, seconds):
+def latencies(files, runtime, rounds):
     """Measures every network once a round.
 
     Args:
-        files (dict): {name: function from a number of pictures to the path of its model}.
-        seconds (float): how long each setting of each network is measured in a round.
+        files (dict): {name: function from a number of pictures, 1 or BATCH, to the path of its model}.
     Returns:
         OrderedDict: {name: {(pictures, threads): [first quartile, median, third quartile]}}, in ms a picture, of all calls.
     """
-    import numpy as np
     from tqdm import tqdm
-    pictures = np.random.RandomState(0).standard_normal((batch, 224, 224, 3)).astype(np.float32)
-    times = collections.OrderedDict((name, collections.defaultdict(list)) for name in files)
+    make = RUNTIMES[runtime][0]
+    times = collections.OrderedDict((name, collections.OrderedDict()) for name in files)
     for _, name in tqdm([(turn, name) for turn in range(rounds) for name in files], unit='network', **progress_options()):
-        for count, threads in settings(batch):
-            call = RUNTIMES[runtime](files[name](count), threads)    # made again each time: the memory of one network is enough
-            times[name][count, threads] += seconds_of_calls(call, pictures[:count], seconds)
+        for setting in [(pictures, threads) for pictures in (1, BATCH) for threads in sorted({1, cores()})]:
+            call = make(files[name](setting[0]), setting[1])    # again each time: the memory of one network is enough
+            times[name].setdefault(setting, []).extend(seconds_of_calls(call))
     return collections.OrderedDict(
-        (name, {(count, threads): [float(quartile) for quartile in np.percentile(measured, [25, 50, 75]) * 1e3 / count]
-                for (count, threads), measured in of_network.items()}) for name, of_network in times.items())
+        (name, collections.OrderedDict((setting, (np.percentile(measured, [25, 50, 75]) * 1e3 / setting[0]).tolist())
+                                       for setting, measured in of_network.items())) for name, of_network in times.items())

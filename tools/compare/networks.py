@@ -4,13 +4,13 @@
 
 writes the network as a model of RUNTIME for each of these numbers of pictures into FOLDER (see `model_file`), and prints its
 multiply-adds. All take float32 pictures (N, 224, 224, 3) that are preprocessed and return logits. The weights are random, but for
-those of a GhostNet's CHECKPOINT; NAME is then any.
+those of a GhostNet's CHECKPOINT, whose pictures are of the size that it was trained at; NAME is then any.
 """
 import collections
 import os
 import sys
 
-from command_line import required, run
+from command_line import quiet_stderr, required, run
 from tools.export.child import end_with_parent
 
 CLASSES = 1000
@@ -53,16 +53,20 @@ def shufflenet(*channels):
     return tf2cv('shufflenetv2b', 'ShuffleNetV2b', [[n] * units for n, units in zip(channels, (4, 8, 4))], 24, 1024)
 
 
-# `family` and `size` are its name. Published are `top1`, a percentage on ImageNet, and `millions` of multiply-adds, None where the
-# source has none; `source` says where they were read. `build` is one of the builders, None for a checkpoint.
+# Where top-1 and multiply-adds were published, and where they were read.
+Source = collections.namedtuple('Source', 'published read')
+# `family` and `size` are its name. `top1` is a percentage on ImageNet, `millions` of multiply-adds is None where the source has
+# none. `build` is one of the builders, None for a checkpoint.
 Network = collections.namedtuple('Network', 'family size top1 millions source build')
-GHOSTNET = 'Han et al., "GhostNet", CVPR 2020, table 7; read as Papers with Code lists it'
-SLIM = 'tensorflow/models on GitHub, research/slim/nets/mobilenet/README.md'
-SHUFFLENET = 'megvii-model/ShuffleNet-Series on GitHub, ShuffleNetV2/README.md'
-FBNET = 'facebookresearch/mobile-vision on GitHub, README.md of commit 4826a08, float32; tf2cv\'s "FBNet-Cb", another epsilon in BN'
-MNASNET = 'mingxingtan/mnasnet on GitHub, README.md'
-PROXYLESS = 'mit-han-lab/proxylessnas on GitHub, README.md'
-EFFICIENTNET = 'Tan and Le, "EfficientNet", arXiv 1905.11946v1, table 2; read in a transcript, Mycenae/PaperWeekly on GitHub'
+THERE = 'there'
+GHOSTNET = Source('Han et al., "GhostNet", CVPR 2020, table 7', 'a list of its results, Papers with Code; the paper was not opened')
+SLIM = Source("the authors' readme, tensorflow/models on GitHub, research/slim/nets/mobilenet", THERE)
+SHUFFLENET = Source("the authors' readme, megvii-model/ShuffleNet-Series on GitHub, ShuffleNetV2; errors", THERE)
+FBNET = Source("the authors' readme, facebookresearch/mobile-vision on GitHub, commit 4826a08; float32", THERE)
+MNASNET = Source("the authors' readme, mingxingtan/mnasnet on GitHub", THERE)
+PROXYLESS = Source("the authors' readme, mit-han-lab/proxylessnas on GitHub", THERE)
+PROXYLESS_2018 = Source("the authors' readme of 2018, mit-han-lab/proxylessnas on GitHub", 'copies of it in forks')
+EFFICIENTNET = Source('Tan and Le, "EfficientNet", arXiv 1905.11946v1, table 2', 'a transcript; the paper was not opened')
 _RAW = {'include_preprocessing': False}
 NETWORKS = [
     Network('GhostNet', '0.5', 66.2, 42, GHOSTNET, ghostnet(0.5)),
@@ -77,17 +81,16 @@ NETWORKS = [
     Network('ShuffleNetV2', '0.5', 61.1, 41, SHUFFLENET, shufflenet(48, 96, 192)),
     Network('ShuffleNetV2', '1.0', 69.4, 146, SHUFFLENET, shufflenet(116, 232, 464)),
     Network('ShuffleNetV2', '1.5', 72.6, 299, SHUFFLENET, shufflenet(176, 352, 704)),
-    Network('FBNet', 'C', 74.9, 383, FBNET, tf2cv('fbnet', 'fbnet_cb')),
+    Network('FBNet', 'C', 74.9, 383, FBNET, tf2cv('fbnet', 'fbnet_cb')),    # "Cb": with another epsilon in BN
     Network('MnasNet', 'A1', 75.2, 312, MNASNET, tf2cv('mnasnet', 'mnasnet_a1')),
-    Network('ProxylessNAS', 'mobile', 74.6, 320, PROXYLESS + ' of 2018, read in a fork, CFAndy/ProxylessNAS',
-            tf2cv('proxylessnas', 'proxylessnas_mobile')),
+    Network('ProxylessNAS', 'mobile', 74.6, 320, PROXYLESS_2018, tf2cv('proxylessnas', 'proxylessnas_mobile')),
     Network('ProxylessNAS', 'GPU', 75.1, None, PROXYLESS, tf2cv('proxylessnas', 'proxylessnas_gpu')),
     Network('EfficientNet', 'B0', 76.3, 390, EFFICIENTNET, tf2cv('efficientnet', 'efficientnet_b0'))]
 
 
 def name_of(network):
     """Such as 'GhostNet 1.0'."""
-    return '%s %s' % (network.family, network.size)
+    return ('%s %s' % (network.family, network.size)).strip()
 
 
 def model_file(folder, name, batch):
@@ -98,40 +101,51 @@ def model_file(folder, name, batch):
 # --------------------------------------------------------------------------------------- in a process for each network
 
 def frozen_graph(build, load):
-    """The GraphDef of constants from ``input``, for any number of pictures, to the logits, and the name of those. BN is not folded:
-    converters do that."""
+    """A network with random weights, or that of the checkpoint `load`, as constants, whose BN is left for the converters to fold.
+
+    Returns:
+        GraphDef, and str: from ``input``, for any number of pictures, to the logits, and the name of those.
+        int: height and width of its pictures.
+    """
     from tf_compat import tf
 
-    from augmentation import IMAGE_SIZE
     from checkpoints import CheckpointRestore
     from evaluation import frozen
     from ghostnet import from_checkpoint
+    from recipe import IMAGE_SIZE
+    size = IMAGE_SIZE
     with tf.Session(graph=tf.Graph()) as session:
         if load is not None:
             restore = CheckpointRestore(load)
-            output, = frozen.build_and_restore(session, from_checkpoint(restore), restore, raw=True)
+            model = from_checkpoint(restore)
+            size = model.image_size
+            output, = frozen.build_and_restore(session, model, restore, raw=True)
         else:
             tf.set_random_seed(0)
-            logits = build(tf.placeholder(tf.float32, [None, IMAGE_SIZE, IMAGE_SIZE, 3], name=frozen.INPUT))
+            logits = build(tf.placeholder(tf.float32, [None, size, size, 3], name=frozen.INPUT))
             output = tf.identity(logits).op.name
             session.run(tf.global_variables_initializer())
-        return frozen.freeze(session, [output], fold=False), output
+        return frozen.freeze(session, [output], fold=False), output, size
 
 
-def to_tflite(tf, graph, image, logits):
-    from command_line import quiet_stderr
+def to_tflite(tf, graph, image, logits, out):
+    """Writes a TFLite model."""
     with tf.Session(graph=graph) as session, quiet_stderr:
-        return tf.lite.TFLiteConverter.from_session(session, [image], [logits]).convert()
+        model = tf.lite.TFLiteConverter.from_session(session, [image], [logits]).convert()
+    with open(out, 'wb') as f:
+        f.write(model)
 
 
-def to_onnx(tf, graph, image, logits):
-    convert, graph_def = required('tf2onnx').convert, graph.as_graph_def()
+def to_onnx(tf, graph, image, logits, out):
+    """Writes an ONNX model."""
+    from tools.export import formats
+    graph_def = graph.as_graph_def()
     for node in graph_def.node:    # tf2onnx fails to move transpositions past the addition of a scalar, and then leaves all of them
-        shape = node.attr['value'].tensor.tensor_shape
-        if node.op == 'Const' and node.attr['dtype'].type == tf.float32.as_datatype_enum and not shape.dim:
-            shape.dim.add(size=1)
-    model, _ = convert.from_graph_def(graph_def, input_names=[image.name], output_names=[logits.name], opset=18)
-    return model.SerializeToString()
+        if node.op == 'Const' and node.attr['dtype'].type == tf.float32.as_datatype_enum:
+            shape = node.attr['value'].tensor.tensor_shape
+            if not shape.dim:
+                shape.dim.add(size=1)
+    formats.to_onnx(graph_def, [logits.op.name], out, {'rgb': False, 'labels': None})
 
 
 CONVERTERS = collections.OrderedDict([('tflite', to_tflite), ('onnx', to_onnx)])
@@ -143,18 +157,16 @@ def write_models(args):
     name, runtime, batches, folder = args[:4]
     from tf_compat import tf
 
-    from augmentation import IMAGE_SIZE
     from evaluation import frozen
     from ghostnet import multiply_adds
     load = args[4] if len(args) > 4 else None
     build = None if load else {name_of(network): network for network in NETWORKS}[name].build
-    graph_def, output = frozen_graph(build, load)
+    graph_def, output, size = frozen_graph(build, load)
     for batch in map(int, batches.split(',')):
         with tf.Graph().as_default() as graph:    # with a size that is known, TFLite leaves all operators to XNNPACK
-            image = tf.placeholder(tf.float32, [batch, IMAGE_SIZE, IMAGE_SIZE, 3])
+            image = tf.placeholder(tf.float32, [batch, size, size, 3], name=frozen.INPUT)
             logits, = tf.import_graph_def(graph_def, {frozen.INPUT: image}, [output + ':0'], name='')
-        with open(model_file(folder, name, batch), 'wb') as f:
-            f.write(CONVERTERS[runtime](tf, graph, image, logits))
+        CONVERTERS[runtime](tf, graph, image, logits, model_file(folder, name, batch))
     print(sum(map(multiply_adds, graph.get_operations())))
 
 
