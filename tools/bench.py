@@ -1,11 +1,11 @@
-"""Measures evaluation on this machine: the engines of main.py beside other runtimes, and GhostNet beside MobileNetV3.
+"""Measures evaluation on this machine: the engines of main.py beside other runtimes.
 
     python -m tools.bench --data_dir <ILSVRC12 tree> --plot bench.png
 
 End to end is reading files, preprocessing and the network. The engines are measured as main.py runs them. The others read the same
 images, resize and crop them with OpenCV, and compute with all cores in turn (a plain loop), or do both in one worker a core, as the
-engines do. Each is measured in a process of its own, in one run, in rounds, of which the median counts. Then the latency of single
-images on one core in TFLite, over multiply-adds. Those whose packages (requirements-interop.txt) are missing are named.
+engines do. Each is measured in a process of its own, in one run, in rounds, of which the median counts. Those whose packages
+(requirements-interop.txt) are missing are named. For GhostNet beside other networks, see tools.compare.
 """
 import argparse
 import collections
@@ -171,42 +171,6 @@ def peer(make_call, one_core_each, args):
                       each(eval_images), len(args.files))
 
 
-def picture_latency(call, size):
-    """Median latency of a function for one picture of `size` x `size` pixels, in ms."""
-    import numpy as np
-
-    from evaluation.throughput import latency
-    picture = np.random.RandomState(0).randint(0, 256, (1, size, size, 3)).astype(np.uint8)
-    return 1e3 * latency(lambda: call(picture))
-
-
-def ghostnet(width):
-    _, initial = network(None)
-    from evaluation.engines import tflite_engine
-    from ghostnet import GhostNet, layer_costs
-    model = GhostNet(width=width)
-    return {'multiply-adds': sum(cost for _, cost, _ in layer_costs(model)) / 1e6,
-            'ms': picture_latency(tflite_engine(model, initial, 1).call, 224)}
-
-
-def mobilenet(size, alpha):
-    import tensorflow as tf
-    model = getattr(tf.keras.applications, 'MobileNetV3' + size)((224, 224, 3), alpha, weights=None)
-    costs = 0
-    for layer in model.layers:
-        if layer.weights and type(layer).__name__ in ('Conv2D', 'DepthwiseConv2D', 'Dense'):    # each weight once a pixel
-            pixels = layer.output.shape[1] * layer.output.shape[2] if len(layer.output.shape) == 4 else 1
-            costs += pixels * layer.count_params()
-    interpreter = tf.lite.Interpreter(model_content=tf.lite.TFLiteConverter.from_keras_model(model).convert(), num_threads=1)
-    interpreter.allocate_tensors()
-    source = interpreter.get_input_details()[0]
-
-    def call(images):
-        interpreter.set_tensor(source['index'], images.astype(source['dtype']))
-        interpreter.invoke()
-    return {'multiply-adds': costs / 1e6, 'ms': picture_latency(call, 224)}
-
-
 # What is measured: {name in the table: function of args}. Some need TensorFlow as version 2 is by default, or must not have it, so
 # that each runs in a process that has not imported tf_compat.
 ENGINES = ('tensorpack', 'frozen', 'tflite', 'openvino', 'onnx', 'auto')
@@ -217,11 +181,6 @@ for _name, _call in PEERS.items():
     THROUGHPUTS[_name] = functools.partial(peer, _call, False)
 for _name in list(PEERS)[1:]:
     THROUGHPUTS[_name + ', a worker a core'] = functools.partial(peer, PEERS[_name], True)
-LATENCIES = collections.OrderedDict()
-for _width in (0.5, 1.0, 1.3):
-    LATENCIES['GhostNet %g' % _width] = lambda args, width=_width: ghostnet(width)
-for _size, _alpha in (('Small', 0.75), ('Small', 1.0), ('Large', 0.75), ('Large', 1.0)):
-    LATENCIES['MobileNetV3-%s %g' % (_size, _alpha)] = lambda args, size=_size, alpha=_alpha: mobilenet(size, alpha)
 
 
 # ---------------------------------------------------------------------------------------------------------------- the run
@@ -258,40 +217,22 @@ def of_size(files, size, folder):
     return [os.path.join(folder, '%d.jpg' % (number % 32)) for number in range(len(files))]
 
 
-def plot(rates, latencies, path):
+def plot(rates, path):
     import matplotlib
     matplotlib.use('Agg')
     from matplotlib import pyplot
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(14, 5))
+    figure, axes = pyplot.subplots(figsize=(9, 5))
     names = sorted(rates, key=lambda name: rates[name]['end to end'])
-    bars = left.barh(names, [rates[name]['end to end'] for name in names],
+    bars = axes.barh(names, [rates[name]['end to end'] for name in names],
                      color=['tab:orange' if name in ENGINES else 'tab:blue' for name in names])
     for bar in bars:
-        left.text(bar.get_width(), bar.get_y() + bar.get_height() / 2, ' %.0f' % bar.get_width(), va='center')
-    left.set_xlabel('images/s end to end')
-    left.margins(x=0.1)
-    left.set_title('GhostNet 1.0: engines of main.py (orange), other runtimes')
-    families = collections.OrderedDict()
-    for name in latencies:
-        families.setdefault(name.split(' ')[0], []).append(name)
-    for family, members in families.items():
-        x, y = ([latencies[name][key] for name in members] for key in ('multiply-adds', 'ms'))
-        right.plot(x, y, 'o-', label=family)
-        for name, a, b in zip(members, x, y):
-            right.annotate(name.split(' ')[1], (a, b), xytext=(5, -10), textcoords='offset points')
-    right.set_xlabel('multiply-adds (millions)')
-    right.set_ylabel('latency of one image (ms), one core, TFLite')
-    right.set_title('at each width multiplier, random weights')
-    right.margins(x=0.1)
-    if families:
-        right.legend()
+        axes.text(bar.get_width(), bar.get_y() + bar.get_height() / 2, ' %.0f' % bar.get_width(), va='center')
+    axes.set_xlabel('images/s end to end')
+    axes.margins(x=0.1)
+    axes.set_title('GhostNet 1.0: engines of main.py (orange), other runtimes')
     figure.tight_layout()
     with atomic_write(path) as f:
         figure.savefig(f, format='png', dpi=100)
-
-
-def selected(names, only):
-    return [name for name in names if only is None or name.startswith(tuple(only))]
 
 
 def bench(args):
@@ -302,18 +243,18 @@ def bench(args):
     files = listed(args.data_dir, args.images)
     if args.load is not None:
         network(args.load)    # reports it if the checkpoint cannot be read
-    names, networks = selected(THROUGHPUTS, args.only), selected(LATENCIES, args.only)
-    if not names + networks:
+    names = [name for name in THROUGHPUTS if args.only is None or name.startswith(tuple(args.only))]
+    if not names:
         raise InputError("--only names nothing that is measured: see the names without it")
     with work_folder(tempfile.gettempdir()) as graphs:
-        rates, latencies, missing = measure_all(args, names, networks, files, graphs)
-    print_results(args, rates, latencies, missing)
+        rates, missing = measure_all(args, names, files, graphs)
+    print_results(args, rates, missing)
     if args.plot is not None:
-        plot(rates, latencies, args.plot)
+        plot(rates, args.plot)
 
 
-def measure_all(args, names, networks, files, graphs):
-    """The medians of the throughputs, {name: {what: number}}; the latencies, likewise; and what is missing, {name: reason}."""
+def measure_all(args, names, files, graphs):
+    """The medians of the throughputs, {name: {what: number}}, and what is missing, {name: reason}."""
     import numpy as np
     flags = ['--data_dir', args.data_dir, '--graphs', graphs, '--jobs', str(args.jobs), '--batch', str(args.batch)]
     if args.load is not None:
@@ -324,7 +265,7 @@ def measure_all(args, names, networks, files, graphs):
         json.dump(files, f)
     run_module('tools.bench', '--child', 'make', *flags)
     measured = collections.OrderedDict((name, []) for name in names)
-    latencies, missing = collections.OrderedDict(), collections.OrderedDict()
+    missing = collections.OrderedDict()
     for _ in range(args.rounds):
         for name in names:
             if name not in missing:
@@ -333,15 +274,12 @@ def measure_all(args, names, networks, files, graphs):
                     measured[name].append(result)
                 else:
                     missing[name] = result
-    for name in networks:
-        result = measure(name, flags)
-        (latencies if isinstance(result, dict) else missing)[name] = result
     rates = collections.OrderedDict((name, {key: float(np.median([result[key] for result in results])) for key in results[0]})
                                     for name, results in measured.items() if results)
-    return rates, latencies, missing
+    return rates, missing
 
 
-def print_results(args, rates, latencies, missing):
+def print_results(args, rates, missing):
     import tabulate
     if rates:
         fastest = max([row['end to end'] for name, row in rates.items() if name not in ENGINES] or [float('nan')])
@@ -351,11 +289,6 @@ def print_results(args, rates, latencies, missing):
                 '%.2f' % (row['end to end'] / fastest),) for name, row in rates.items()],
             headers=('', 'images/s end to end', 'network only', 'reading only', 'peak MB', 'to the fastest other'),
             disable_numparse=True, colalign=('left',) + ('right',) * 5))
-    if latencies:
-        print()
-        rows = [(name, '%.1f M' % row['multiply-adds'], '%.2f' % row['ms']) for name, row in latencies.items()]
-        print(tabulate.tabulate(rows, headers=('', 'multiply-adds', 'ms an image'), disable_numparse=True,
-                                colalign=('left', 'right', 'right')))
     for name, reason in missing.items():
         print("%s: not measured (%s)" % (name, reason))
 
@@ -390,8 +323,7 @@ def run_child(args):
         return make_graph(args)
     with open(os.path.join(args.graphs, 'files')) as f:
         args.files = json.load(f)
-    measured = THROUGHPUTS.get(args.child) or LATENCIES[args.child]
-    print(json.dumps(measured(args)))
+    print(json.dumps(THROUGHPUTS[args.child](args)))
 
 
 if __name__ == '__main__':

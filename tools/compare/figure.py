@@ -11,7 +11,7 @@ FONT, MARKER = 9, 7                                       # sizes in points
 DISTANCES = (6, 9, 13, 18, 24, 32, 42, 55, 75, 100)       # of labels, in points
 LED = 13                                                  # from here on, a thin line leads to the label
 DIRECTIONS = [(1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, 1), (1, 1), (-1, -1)]
-CROSSED, MISTAKEN, COVERED = 15, 25, 1000                 # how far, in points, a label goes rather than that: see `cost`
+CROSSED, MISTAKEN, COVERED = 15, 25, 1000                 # how far, in points, a label goes rather than that: see `fixed_cost`
 PASSES = 3                                                # how often each label is placed again, around the others
 
 # Where a label is: its distance, its Bbox, and the Path of the line that leads to it, or None; in pixels but for `distance`.
@@ -35,25 +35,32 @@ def gap(box, centre):
     return sum(max(low - at, 0, at - high) ** 2 for low, at, high in zip(box.min, centre, box.max))
 
 
-def cost(place, others, own, centres, markers, lines, around):
-    """How bad a place for the label of marker number `own` is: its distance, more for each line that it crosses, for being nearer
-    to another marker, and, more than any distance, for each label or marker that it covers and for leaving the panel.
+def fixed_cost(place, own, centres, markers, lines, around):
+    """How bad a place for the label of marker number `own` is, whatever the other labels are: its distance, more for each line that
+    it crosses and for being nearer to another marker, and, more than any distance, for what it covers and for leaving the panel.
 
     Args:
-        others (list of Place): those of the other labels.
         centres, markers (list): of all points: where they are, and the Bbox of their markers.
         lines (list of Path): those of the families, and the quartiles.
         around (Bbox): the panel.
     """
-    boxes = [other.box for other in others]
-    covered = place.box.count_overlaps(boxes + markers)
+    covered = place.box.count_overlaps(markers)
     if place.leader is not None:
-        covered += sum(place.leader.intersects_bbox(box, filled=False) for box in boxes + markers[:own] + markers[own + 1:])
+        covered += sum(place.leader.intersects_bbox(box, filled=False) for box in markers[:own] + markers[own + 1:])
     inside = around.x0 < place.box.x0 and around.y0 < place.box.y0 and place.box.x1 < around.x1 and place.box.y1 < around.y1
-    leaders = [other.leader for other in others if other.leader is not None]
-    crossed = sum(line.intersects_bbox(place.box, filled=False) for line in lines + leaders)
+    crossed = sum(line.intersects_bbox(place.box, filled=False) for line in lines)
     mistaken = min(gap(place.box, centre) for centre in centres) < gap(place.box, centres[own])
     return place.distance + CROSSED * crossed + MISTAKEN * mistaken + COVERED * (covered + (not inside))
+
+
+def cost_among(place, others):
+    """How much worse a place is because of where the other labels are, `others`."""
+    boxes = [other.box for other in others]
+    covered = place.box.count_overlaps(boxes)
+    if place.leader is not None:
+        covered += sum(place.leader.intersects_bbox(box, filled=False) for box in boxes)
+    crossed = sum(other.leader.intersects_bbox(place.box, filled=False) for other in others if other.leader is not None)
+    return CROSSED * crossed + COVERED * covered
 
 
 def place_labels(axes, points, segments):
@@ -78,11 +85,12 @@ def place_labels(axes, points, segments):
     halo = [withStroke(linewidth=2.5, foreground='white')]
     labels = [axes.annotate(text, (x, y), xytext=(0, 0), textcoords='offset points', fontsize=FONT, fontweight=weight, ha='left',
                             va='bottom', path_effects=halo, zorder=5) for x, y, text, weight in points]
-    candidates = [list(places(centre, label.get_window_extent().size, pixel)) for centre, label in zip(centres, labels)]
+    candidates = [[(fixed_cost(place, own, centres, markers, lines, around), place)
+                   for place in places(centres[own], label.get_window_extent().size, pixel)] for own, label in enumerate(labels)]
     chosen = {}
     for _, own in itertools.product(range(PASSES), range(len(points))):
         others = [place for number, place in chosen.items() if number != own]
-        chosen[own] = min(candidates[own], key=lambda place: cost(place, others, own, centres, markers, lines, around))
+        chosen[own] = min(candidates[own], key=lambda candidate: candidate[0] + cost_among(candidate[1], others))[1]
     for own, label in enumerate(labels):
         label.set_position((chosen[own].box.min - centres[own]) / pixel)
         if chosen[own].leader is not None:

@@ -136,16 +136,32 @@ def to_tflite(tf, graph, image, logits, out):
         f.write(model)
 
 
-def to_onnx(tf, graph, image, logits, out):
-    """Writes an ONNX model."""
-    from tools.export import formats
+def for_tf2onnx(tf, graph):
+    """The GraphDef of what tf2onnx can convert to NCHW as a whole.
+
+    It would leave transpositions at the addition of a scalar and at a mean that drops its axes, and so slow some of the networks.
+    """
     graph_def = graph.as_graph_def()
-    for node in graph_def.node:    # tf2onnx fails to move transpositions past the addition of a scalar, and then leaves all of them
+    for node in list(graph_def.node):
         if node.op == 'Const' and node.attr['dtype'].type == tf.float32.as_datatype_enum:
             shape = node.attr['value'].tensor.tensor_shape
             if not shape.dim:
                 shape.dim.add(size=1)
-    formats.to_onnx(graph_def, [logits.op.name], out, {'rgb': False, 'labels': None})
+        elif node.op == 'Mean' and not node.attr['keep_dims'].b:    # over the height and width
+            mean = graph_def.node.add()
+            mean.CopyFrom(node)
+            mean.name += '/kept'
+            mean.attr['keep_dims'].b = True
+            del node.input[:], node.attr['Tidx'], node.attr['keep_dims']
+            node.op, node.input[:] = 'Squeeze', [mean.name]
+            node.attr['squeeze_dims'].list.i[:] = [1, 2]
+    return graph_def
+
+
+def to_onnx(tf, graph, image, logits, out):
+    """Writes an ONNX model."""
+    from tools.export import formats
+    formats.to_onnx(for_tf2onnx(tf, graph), [logits.op.name], out, {'rgb': False, 'labels': None})
 
 
 CONVERTERS = collections.OrderedDict([('tflite', to_tflite), ('onnx', to_onnx)])
