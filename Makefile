@@ -64,7 +64,7 @@ test-horovod: $(VENV_HOROVOD)/installed
 # With the other libraries and runtimes; both stacks' graphs are compared with theirs. Pages are opened in Debian's Chromium.
 test-interop: $(VENV_INTEROP)/installed $(VENV_TF1)/installed
 	$(VENV_INTEROP)/bin/python $(PYTEST) tests/tools/test_import_weights.py $(wildcard tests/tools/test_export*.py) tests/tools/test_bench.py \
-		tests/tools/test_darknet.py tests/tools/test_own_pictures.py tests/evaluation/test_report_browser.py \
+		tests/tools/test_compare.py tests/tools/test_darknet.py tests/tools/test_own_pictures.py tests/evaluation/test_report_browser.py \
 		tests/evaluation/test_engines.py $(ARGS)
 
 # Files are read and written on today's stack; their libraries, in an environment of an older Python, open them.

@@ -115,6 +115,11 @@ ELSEWHERE = {
     'tests/tools/test_bench.py': {
         'python -m tools.bench --data_dir <tree> --images 640 --rounds 1 --plot bench.png': "'--images', 16, '--rounds', 1, ",
         'python -m tools.bench --data_dir <tree> --images 128 --size 4000x3000': "'--size', '300x200', "},
+    'tests/tools/test_compare.py': {
+        'python -m tools.compare --plot figure.png --json figure.json > figure.md':
+            "'--plot', tmp_path / 'figure.png', '--json', tmp_path / ",
+        'python -m tools.compare --plot figure.png --load <checkpoint> --result result.json':
+            "'--load', DIGITS_CHECKPOINT,\n        '--result', tmp_path / 'result.json', '--plot', "},
     'tests/tools/test_export_web.py': {
         'python -m tools.export --load models/digits_checkpoint --format web out && python -m http.server -d out':
             "'--format', 'web', folder / 'out', **EXPORT)"},

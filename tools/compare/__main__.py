@@ -157,13 +157,13 @@ def print_tables(result):
 
 
 def compare(args):
-    from tf_compat import need_version_2
-    need_version_2("tools.compare")
     networks = selected(args.networks)
-    for package in {'tflite': ['tf2cv', 'ai_edge_litert'], 'onnx': ['tf2cv', 'onnx', 'tf2onnx', 'onnxruntime']}[args.runtime]:
-        required(package)
     for path in filter(None, (args.plot, args.json)):
         check_writable(path)
+    from tf_compat import need_version_2
+    need_version_2("tools.compare")
+    for package in {'tflite': ['tf2cv', 'ai_edge_litert'], 'onnx': ['tf2cv', 'onnx', 'tf2onnx', 'onnxruntime']}[args.runtime]:
+        required(package)
     if args.plot is not None:
         required('matplotlib', "pip install -r requirements.txt")
     if args.load is not None:
