@@ -140,8 +140,8 @@ def test_mistakes(tmp_path):
 
 
 def test_mistakes_in_what_is_added(tmp_path):
-    for record, message in [('{"images": 10}', 'cannot read'), ('{"images": 0, "wrong_top1": 0}', 'cannot read'), ('[]', 'cannot read'),
-                            ('{"images": 10, "wrong_top1": 11}', '11 of 10 images'),
+    for record, message in [('{"images": 10}', 'cannot read'), ('{"images": 0, "wrong_top1": 0}', 'cannot read'),
+                            ('[]', 'cannot read'), ('{"images": 10, "wrong_top1": 11}', '11 of 10 images'),
                             ('{"images": 10, "wrong_top1": 1, "image_size": 192}', 'of pictures of 192 pixels')]:
         (tmp_path / 'result.json').write_text(record)
         with pytest.raises(InputError, match=message):
