@@ -1,6 +1,5 @@
 """tools/bench.py on few images: what is measured, what is not, and the picture."""
 
-from tf_compat import TENSORFLOW_VERSION
 
 import cv2
 import numpy as np
