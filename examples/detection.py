@@ -2,8 +2,7 @@
 
     python examples/detection.py --load models/digits_checkpoint --picture found.png
 
-Its head says, on maps of stride 8, where centres of shapes are (the heat map), and how large these are (Zhou et al., "Objects as
-Points", 2019). The example prints which share of the shapes in new pictures it finds.
+On maps of stride 8, its head gives the centres, sizes and places of shapes (Zhou et al., "Objects as Points", 2019).
 """
 import math
 import os
@@ -15,7 +14,7 @@ from command_line import Parser, atomic_write, check_writable, run
 
 KINDS = {'circle': [(math.cos(k * math.pi / 12) / 2, math.sin(k * math.pi / 12) / 2) for k in range(24)],
          'square': [(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)], 'triangle': [(-0.5, 0.5), (0, -0.5), (0.5, 0.5)]}
-SIDE, STRIDE, SIZES, MOST, STEPS = 96, 8, (20, 44), 3, 240    # pixels a picture, a cell, a shape; shapes a picture; training steps
+SIDE, STRIDE, SIZES, MOST, STEPS = 96, 8, (20, 44), 3, 500    # pixels a picture, a cell, a shape; shapes a picture; training steps
 
 
 def draw(rng):
@@ -35,54 +34,54 @@ def draw(rng):
 
 
 def targets(shapes):
-    """What the head learns, float32 (cells, cells, kinds + 2): a Gaussian about each centre, and there the size and 1."""
+    """What the head learns, float32 (cells, cells, kinds + 4): Gaussians about centres; there, size, place in the cell, 1."""
     import numpy as np
     cells = np.arange(SIDE // STRIDE)
-    maps = np.zeros((len(cells), len(cells), len(KINDS) + 2), 'float32')
+    maps = np.zeros((len(cells), len(cells), len(KINDS) + 4), 'float32')
     for kind, x, y, size in shapes:
         near = np.exp(-18 * (STRIDE / size) ** 2 * ((cells - x // STRIDE) ** 2 + (cells[:, None] - y // STRIDE) ** 2))
         maps[..., kind] = np.maximum(maps[..., kind], near)    # whose deviation is a sixth of the size
-        maps[y // STRIDE, x // STRIDE, len(KINDS):] = size / SIZES[1], 1
+        maps[y // STRIDE, x // STRIDE, len(KINDS):] = size / SIZES[1], x / STRIDE % 1, y / STRIDE % 1, 1
     return maps
 
 
 def batches(rng):
     import numpy as np
     while True:
-        pictures, shapes = zip(*[draw(rng) for _ in range(32)])
+        pictures, shapes = zip(*[draw(rng) for _ in range(16)])
         yield np.stack(pictures), np.stack([targets(drawn) for drawn in shapes])
 
 
 def detector(load):
-    """A keras.Model of pictures (N, SIDE, SIDE, 3): float32 (N, cells, cells, kinds + 1), logits of centres, and sizes."""
-    import keras
-
-    from keras_model import GhostNet
+    """A keras.Model of pictures (N, SIDE, SIDE, 3): float32 (N, cells, cells, kinds + 3), logits, sizes, places in cells."""
+    from keras_model import GhostNet, keras_on_tensorflow
+    keras = keras_on_tensorflow()
+    keras.utils.set_random_seed(0)
     image = keras.Input((SIDE, SIDE, 3))
     maps = GhostNet(load, include_top=False, freeze_bn=True)(image)
     larger = [keras.layers.UpSampling2D(scale)(maps[row]) for row, scale in (('Conv2d_11', 2), ('Conv2d_16', 4))]
     x = keras.layers.Concatenate()([maps['Conv2d_5']] + larger)
-    x = keras.layers.Conv2D(64, 3, padding='same', activation='relu')(keras.layers.BatchNormalization()(x))
+    x = keras.layers.Conv2D(64, 3, padding='same', activation='relu')(keras.layers.BatchNormalization(momentum=0.9)(x))
     centres = keras.layers.Conv2D(len(KINDS), 1, bias_initializer=keras.initializers.Constant(-2.2))(x)    # probability 0.1
-    return keras.Model(image, keras.layers.Concatenate()([centres, keras.layers.Conv2D(1, 1)(x)]))
+    return keras.Model(image, keras.layers.Concatenate()([centres, keras.layers.Conv2D(3, 1)(x)]))
 
 
 def loss(target, output):
-    """The focal loss of the centres, equation 1 of the paper, and the L1 loss of the sizes, per shape."""
+    """The focal loss of the centres, equation 1 of the paper, and the L1 loss of sizes and places, per shape."""
     from keras import ops
-    heat, size, there = target[..., :-2], target[..., -2], target[..., -1]
-    p = ops.clip(ops.sigmoid(output[..., :-1]), 1e-4, 1 - 1e-4)
+    heat, box, there = target[..., :-4], target[..., -4:-1], target[..., -1:]
+    p = ops.clip(ops.sigmoid(output[..., :-3]), 1e-4, 1 - 1e-4)
     focal = ops.where(heat == 1, (1 - p) ** 2 * ops.log(p), (1 - heat) ** 4 * p ** 2 * ops.log(1 - p))
-    return (0.5 * ops.sum(there * ops.abs(output[..., -1] - size)) - ops.sum(focal)) / ops.maximum(ops.sum(there), 1)
+    return (0.5 * ops.sum(there * ops.abs(output[..., -3:] - box)) - ops.sum(focal)) / ops.maximum(ops.sum(there), 1)
 
 
 def find(output):
     """The shapes in the output for one picture, [(kind, x, y, size), ...]: where a centre is likelier than at the cells around."""
     import numpy as np
-    heat = np.pad(1 / (1 + np.exp(-output[..., :-1].max(-1))), 1)
-    return [(int(output[row, column, :-1].argmax()), (column + 0.5) * STRIDE, (row + 0.5) * STRIDE,
-             float(output[row, column, -1]) * SIZES[1]) for row, column in np.argwhere(heat[1:-1, 1:-1] > 0.4)
-            if heat[row + 1, column + 1] == heat[row:row + 3, column:column + 3].max()]
+    heat = np.pad(1 / (1 + np.exp(-output[..., :-3].max(-1))), 1)
+    centres = [(r, c) for r, c in np.argwhere(heat[1:-1, 1:-1] > 0.4) if heat[r + 1, c + 1] == heat[r:r + 3, c:c + 3].max()]
+    return [(int(output[r, c, :-3].argmax()), (c + output[r, c, -2]) * STRIDE, (r + output[r, c, -1]) * STRIDE,
+             output[r, c, -3] * SIZES[1]) for r, c in centres]
 
 
 def same(one, other):    # kind, and box, by an IoU of 0.5
@@ -96,7 +95,8 @@ def main(args):
     import cv2
     import keras
     import numpy as np
-    model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(2e-3, STEPS)), loss)
+    rate = keras.optimizers.schedules.CosineDecay(4e-4, STEPS - 50, warmup_target=4e-3, warmup_steps=50)
+    model.compile(keras.optimizers.Adam(rate), loss)
     model.fit(batches(np.random.default_rng(0)), steps_per_epoch=STEPS, verbose=2)
     pictures, shapes = zip(*[draw(np.random.default_rng(1000 + i)) for i in range(64)])
     found = list(map(find, model.predict(np.stack(pictures), verbose=0)))

@@ -165,8 +165,8 @@ def variant_of(shapes, marks):
     # The other two differ in nothing at width 1.0, and elsewhere in numbers of channels.
     width = (infer_architecture(shapes, 'imgclsmob') or {'width': 1.0})['width']
     expected = variable_shapes(variant='imgclsmob', width=width)
-    return 'imgclsmob' if all(shapes.get(name) == shape for name, shape in expected.items()
-                              if not name.startswith('MobileNetV2/Logits/') and not name.endswith(STEPS)) else 'd-li14'
+    return 'imgclsmob' if all(shapes[name] == shape for name, shape in expected.items()
+                              if name in shapes and not name.startswith('MobileNetV2/Logits/')) else 'd-li14'
 
 
 def import_keras(path, out, base):
