@@ -19,6 +19,12 @@ sys.path.insert(0, ROOT)
 logging.getLogger('tensorpack').addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
+def pytest_configure():
+    """What tests call in their own process finds Keras as the commands have it."""
+    from command_line import KERAS_DEFAULTS
+    os.environ.update(KERAS_DEFAULTS)
+
+
 @pytest.fixture(scope='session')
 def recorded():
     """What the published program computed: (recorded.json, recorded.npz), see tests/recorded/README.md."""
