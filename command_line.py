@@ -20,6 +20,10 @@ os.environ.setdefault('OPENCV_LOG_LEVEL', 'SILENT')
 # What is larger takes gigabytes, and no photograph is: Pillow's limit for what it calls a decompression bomb.
 os.environ.setdefault('OPENCV_IO_MAX_IMAGE_PIXELS', '178956970')
 
+# TensorFlow 2 has oneDNN on x86, and uses it by default only on processors with some kinds of AVX-512. On the others too, it is
+# faster, computes channels first, and rounds as it does there.
+os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
+
 # For Keras 2, of which TensorFlow 2.16 and later keep `tf.compat.v1.layers` only in tf-keras, if this is set before it is loaded.
 # And no Keras reads ~/.keras/keras.json, where another layout, type or backend may be chosen, or writes one.
 KERAS_DEFAULTS = {'KERAS_HOME': os.devnull, 'KERAS_BACKEND': 'tensorflow', 'TF_USE_LEGACY_KERAS': '1'}

@@ -16,9 +16,6 @@ from command_line import KERAS_DEFAULTS, InputError, cores, quiet_stderr
 
 # What fails is raised as well; their log lines would bury ours.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-# TensorFlow 2 has oneDNN on x86, and uses it by default only on processors with some kinds of AVX-512. On the others too, it is
-# faster, computes channels first, and rounds as it does there.
-os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
 
 INSTALL = ("install the pinned packages, with 'make eval' or with 'pip install -r requirements.txt' on CPython 3.10 to 3.13 "
            "(requirements-tf1.txt on CPython 3.6)")

@@ -11,11 +11,11 @@ VARIABLE = re.compile('(TF|TF2ONNX|XLA|MLIR)_(?!CPP_|USE_LEGACY_KERAS|GPU_|FORCE
 
 
 def fix_environment():
-    """Removes such variables, for this process, if it has not imported TensorFlow yet, and for its children. Fixes how sets are
-    ordered in the latter, by which converters number and sort nodes."""
+    """Removes such variables, for this process, if it has not imported TensorFlow yet, and for its children, but for oneDNN, which
+    stays on. Fixes how sets are ordered in the latter, by which converters number and sort nodes."""
     for name in list(filter(VARIABLE.match, os.environ)):
         del os.environ[name]
-    os.environ['PYTHONHASHSEED'] = '0'
+    os.environ['TF_ENABLE_ONEDNN_OPTS'], os.environ['PYTHONHASHSEED'] = '1', '0'
 
 
 def end_with_parent():
