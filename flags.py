@@ -8,6 +8,8 @@ from recipe import FINETUNE, IMAGE_SIZE, IMAGE_SIZES, RECIPE
 
 DIGITS = os.path.join(ROOT, 'data', 'digits')
 DIGITS_CHECKPOINT = os.path.join(ROOT, 'models', 'digits_checkpoint')
+ON_CPU = ('tflite', 'openvino', 'onnx')    # the engines that compute on the CPU alone
+ENGINES = ('tensorpack', 'frozen') + ON_CPU + ('auto',)
 PUBLISHED_CHECKPOINT = os.path.join(ROOT, 'models', 'ghostnet_checkpoint')
 
 
@@ -50,7 +52,7 @@ def add_device_flags(how):
     how.add_argument('--trainer', choices=['replicated', 'horovod'], default='replicated',
                      help="horovod: under horovodrun, on several machines")
     how.add_argument('--data-format', choices=['NHWC', 'NCHW'], default='NHWC', help="layout inside the network")
-    how.add_argument('--engine', choices=['tensorpack', 'frozen', 'tflite', 'openvino', 'onnx', 'auto'], default='tensorpack',
+    how.add_argument('--engine', choices=ENGINES, default='tensorpack',
                      help="what computes in --eval and --predict; auto is the fastest on this machine. The result is the same")
     how.add_argument('--jobs', type=up_to(1024), help="--eval, --predict: workers, of one core each (default: all cores)")
     how.add_argument('--eval_batch', type=up_to(1024), help="--eval, --predict: images that a worker computes at once (default: "
@@ -164,7 +166,7 @@ def check_combinations(args, parser):
     for flag in ('class_weights', 'patience'):
         if getattr(args, flag) is not None and not args.train:
             parser.error("--%s goes with --train" % flag)
-    if args.engine in ('tflite', 'openvino', 'onnx') and args.gpu is not None:
+    if args.engine in ON_CPU and args.gpu is not None:
         parser.error("--engine %s computes on the CPU: leave out --gpu" % args.engine)
     if args.json is not None and args.save_logits is not None and os.path.realpath(args.json) == os.path.realpath(args.save_logits):
         parser.error("--json and --save_logits name the same file")

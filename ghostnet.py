@@ -121,8 +121,9 @@ def layer_costs(model):
             cost = costs.setdefault(group(variable.op.name), [0, 0])
             cost[1] += variable.shape.num_elements()
         for op in graph.get_operations():
-            if multiply_adds(op):
-                costs[group(op.name)][0] += multiply_adds(op)
+            count = multiply_adds(op)
+            if count:
+                costs[group(op.name)][0] += count
     return [(name, cost, parameters) for name, (cost, parameters) in costs.items()]
 
 

@@ -49,13 +49,11 @@ def graph_of(model, restore, include_top, rgb, seed):
         tf.set_random_seed(seed)
         image = tf.placeholder(tf.float32, [None, None, None, 3], name=frozen.INPUT)
         image = model.image_preprocess(tf.gather(image, [2, 1, 0], axis=3) if rgb else image)
-        outputs = {frozen.LOGITS: model.get_logits(image)} if include_top else model.feature_maps(image)
-        for name, tensor in outputs.items():
-            tf.identity(tensor, name=name)
+        outputs = frozen.named_outputs(model, image, features=not include_top)
         session.run(tf.global_variables_initializer())
         if restore is not None:
             restore.init(session)
-        return frozen.with_dilations(frozen.freeze(session, list(outputs), fold=False), list(outputs)), list(outputs)
+        return frozen.with_dilations(frozen.freeze(session, outputs, fold=False), outputs), outputs
 
 
 def GhostNet(weights=None, include_top=True, classes=None, width=None, output_stride=32, freeze_bn=False, rgb=True):

@@ -9,6 +9,19 @@ from evaluation.resize import evaluation_crop
 INPUT, LOGITS, PROBABILITIES = 'input', 'logits', 'probabilities'
 
 
+def named_outputs(model, image, softmax=False, features=False):
+    """Builds a network on images, and names its outputs. Returns the names, a list of str; see build_and_restore."""
+    if features:
+        outputs = model.feature_maps(image)
+    elif softmax:
+        outputs = {PROBABILITIES: tf.nn.softmax(model.get_logits(image))}
+    else:
+        outputs = {LOGITS: model.get_logits(image)}
+    for name, tensor in outputs.items():
+        tf.identity(tensor, name=name)
+    return list(outputs)
+
+
 def build_and_restore(session, model, restore, raw=False, rgb=False, softmax=False, features=False,
                       any_size=False):
     """Builds a network in the session's graph, and restores its variables.
@@ -33,16 +46,9 @@ def build_and_restore(session, model, restore, raw=False, rgb=False, softmax=Fal
             image = evaluation_crop(image, model.image_size)
         if rgb:
             image = tf.gather(image, [2, 1, 0], axis=3)
-        if features:
-            outputs = model.feature_maps(image)
-        elif softmax:
-            outputs = {PROBABILITIES: tf.nn.softmax(model.get_logits(image))}
-        else:
-            outputs = {LOGITS: model.get_logits(image)}
-        for name, tensor in outputs.items():
-            tf.identity(tensor, name=name)
+        outputs = named_outputs(model, image, softmax, features)
         restore.init(session)
-    return list(outputs)
+    return outputs
 
 
 def freeze(session, outputs, fold=True):

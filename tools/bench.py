@@ -32,6 +32,7 @@ from command_line import (
     up_to,
     work_folder,
 )
+from flags import ENGINES
 from tools.export.child import end_with_parent
 
 SECONDS = 3    # that the network alone, and reading alone, are measured
@@ -173,7 +174,6 @@ def peer(make_call, one_core_each, args):
 
 # What is measured: {name in the table: function of args}. Some need TensorFlow as version 2 is by default, or must not have it, so
 # that each runs in a process that has not imported tf_compat.
-ENGINES = ('tensorpack', 'frozen', 'tflite', 'openvino', 'onnx', 'auto')
 PEERS = collections.OrderedDict([('TensorFlow, frozen graph', tensorflow_call), ('ONNX Runtime', onnxruntime_call),
                                  ('OpenVINO', openvino_call), ('PyTorch (timm)', pytorch_call)])
 THROUGHPUTS = collections.OrderedDict((name, functools.partial(engine, name)) for name in ENGINES)

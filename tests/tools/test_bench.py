@@ -1,6 +1,4 @@
 """tools/bench.py on few images: what is measured, what is not, and the picture."""
-
-
 import cv2
 import numpy as np
 import pytest

@@ -44,7 +44,6 @@ def tf2cv(module, function, *args):
     def build(image):
         model = getattr(required('tf2cv.models.' + module), function)(*args, classes=CLASSES)
         return model(image, training=False)
-    build.needs_tf2cv = True
     return build
 
 
