@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -225,8 +226,43 @@ def progress_options():
 # ------------------------------------------------------------------------------------------------------------- resources
 
 def cores():
-    """Number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    """Number of processor cores that this process may use: by its affinity, and by its CPU quota, rounded up."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    return min([available] + [math.ceil(quota) for quota in map(cpu_quota, control_groups()) if quota])
+
+
+def control_groups(root='/'):
+    """Folders of the control groups, of version 1 or 2, that may limit the CPUs of this process: its own and those around it.
+
+    Source: cgroups(7) and cgroup_namespaces(7).
+    """
+    try:
+        with open(os.path.join(root, 'proc/self/cgroup')) as groups, open(os.path.join(root, 'proc/self/mountinfo')) as mounts:
+            groups, mounts = groups.read().splitlines(), [line.split() for line in mounts]
+    except OSError:    # this is not Linux
+        return
+    for controllers, group in (line.split(':', 2)[1:] for line in groups):
+        for mount in mounts:
+            top, folder, (kind, _, options) = mount[3], mount[4], mount[mount.index('-') + 1:][:3]
+            version_1 = kind == 'cgroup' and 'cpu' in controllers.split(',') and 'cpu' in options.split(',')
+            if version_1 or kind == 'cgroup2' and not controllers:
+                # In a container, the mount may begin at the process's own group, and `group` still be its name on the host.
+                inside = os.path.relpath(group, top).split('/') if (group + '/').startswith(top.rstrip('/') + '/') else []
+                for depth in range(len(inside) + 1):
+                    yield os.path.join(root, folder.lstrip('/'), *inside[:depth])
+
+
+def cpu_quota(group):
+    """The quota of a control group, in cores, as ``docker run --cpus 1.5`` sets it, or None.
+
+    Source: "CFS Bandwidth Control" (version 1) and "Control Group v2" in the Linux kernel's documentation.
+    """
+    text = ''
+    for name in ('cpu.max', 'cpu.cfs_quota_us', 'cpu.cfs_period_us'):
+        with contextlib.suppress(OSError), open(os.path.join(group, name)) as f:
+            text += f.read()
+    limited = re.match(r'([1-9]\d*)\s(\d+)$', text.strip())    # else "max" or -1
+    return int(limited.group(1)) / int(limited.group(2)) if limited else None
 
 
 def required(module, remedy="pip install -r requirements-interop.txt, besides requirements.txt"):

@@ -13,6 +13,8 @@ from command_line import (
     Stopped,
     atomic_write,
     check_writable,
+    control_groups,
+    cpu_quota,
     required,
     run,
     run_module,
@@ -47,6 +49,37 @@ def test_a_child_process_returns_its_output_or_the_last_line_of_its_error():
     assert run_module('json.tool', '--help').startswith('usage')
     with pytest.raises(InputError, match='^timeit --no-such-flag ended with status 2: '):
         run_module('timeit', '--no-such-flag')
+
+
+V1_MOUNTS = "30 25 0:26 {top} /sys/fs/cgroup/cpu,cpuacct ro,nosuid - cgroup cgroup rw,cpu,cpuacct\n"
+V2_MOUNTS = "29 25 0:25 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw\n"
+
+
+@pytest.mark.parametrize('groups, mounts, files, quotas', [
+    ('0::/\n', V2_MOUNTS, {'cpu.max': '150000 100000\n'}, [1.5]),
+    ('0::/a/b\n', V2_MOUNTS, {'a/b/cpu.max': 'max 100000\n', 'a/cpu.max': '50000 100000\n'}, [.5]),
+    ('0::/../other\n', V2_MOUNTS, {'cpu.max': '300000 100000\n'}, [3]),
+    ('4:memory:/a\n3:cpu,cpuacct:/a\n0::/\n', V1_MOUNTS.format(top='/') + V2_MOUNTS.replace('/cgroup ', '/unified '), {
+        'cpu,cpuacct/a/cpu.cfs_quota_us': '-1\n', 'cpu,cpuacct/a/cpu.cfs_period_us': '100000\n',
+        'cpu,cpuacct/cpu.cfs_quota_us': '250000\n', 'cpu,cpuacct/cpu.cfs_period_us': '100000\n'}, [2.5]),
+    ('3:cpu,cpuacct:/docker/1f/inner\n', V1_MOUNTS.format(top='/docker/1f'), {
+        'cpu,cpuacct/inner/cpu.cfs_quota_us': '20000\n', 'cpu,cpuacct/inner/cpu.cfs_period_us': '10000\n'}, [2]),
+    ('3:cpu,cpuacct:/docker/1f\n', V1_MOUNTS.format(top='/docker/2e'), {
+        'cpu,cpuacct/cpu.cfs_quota_us': '150000\n', 'cpu,cpuacct/cpu.cfs_period_us': '100000\n'}, [1.5]),
+    ('3:cpuset:/\n', V1_MOUNTS.format(top='/'), {
+        'cpu,cpuacct/cpu.cfs_quota_us': '150000\n', 'cpu,cpuacct/cpu.cfs_period_us': '100000\n'}, []),
+    (None, None, {}, []),
+], ids=['version 2', 'group around', 'outside', 'hybrid', 'nested', 'another mount', 'other controller', 'no Linux'])
+def test_cpu_quotas_are_those_of_the_control_groups(groups, mounts, files, quotas, tmp_path):
+    files = {os.path.join('sys/fs/cgroup', name): text for name, text in files.items()}
+    if groups:
+        files.update({'proc/self/cgroup': groups, 'proc/self/mountinfo': mounts})
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    found = {cpu_quota(group) for group in control_groups(str(tmp_path))} - {None}
+    assert sorted(found) == quotas
 
 
 def test_a_home_folder_is_found_where_no_shell_looks(monkeypatch):

@@ -62,6 +62,13 @@ def test_the_test_suite_passes_inside():
     assert status == 0, out[-3000:] + err[-1000:]
 
 
+@pytest.mark.parametrize('cpus, cores', [('0.5', 1), ('1', 1), ('1.5', 2)])
+def test_a_quota_of_cpus_limits_the_cores(cpus, cores):
+    status, out, err = docker_run('-c', 'from command_line import cores; print(cores())',
+                                  flags=['--cpus', cpus, '--entrypoint', 'python'])
+    assert status == 0 and int(out) == min(cores, os.cpu_count()), err
+
+
 def test_size():
     """Uncompressed, at most 1.5 GB."""
     size = subprocess.check_output(['docker', 'image', 'inspect', '--format', '{{.Size}}', IMAGE])
