@@ -286,7 +286,9 @@ def print_costs(args):
 def main(args):
     if args.gpu is not None or args.towers is not None:
         os.environ['CUDA_VISIBLE_DEVICES'] = args.gpu or ''
-    import tf_compat  # noqa: F401  (before all else that imports TensorFlow)
+    import tf_compat  # before all else that imports TensorFlow
+    if args.gpu is not None and (args.eval or args.predict or args.train and not args.lr_schedule):
+        tf_compat.need_gpus(args.gpu)
     if not args.train:
         quiet_tensorpack()
     if args.flops:

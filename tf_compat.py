@@ -5,6 +5,7 @@ through ``tf.compat.v1``. Importing this module imports TensorFlow; it raises In
 GhostNet. It leaves a program as it is: eager execution, comparing tensors, and the Keras behind ``tf.keras``.
 """
 import contextlib
+import ctypes
 import gc
 import importlib
 import os
@@ -137,6 +138,31 @@ def gpu_count():
     except AttributeError:    # TensorFlow 1.13
         from tensorflow.python.client import device_lib
         return sum(device.device_type == 'GPU' for device in device_lib.list_local_devices())
+
+
+def need_gpus(names):
+    """Raises InputError, which says why as far as it can be known, unless TensorFlow can use the GPUs `names`, such as '0,1'."""
+    wanted, usable, test = len(names.split(',')), gpu_count(), tensorflow.test
+    if usable >= wanted:
+        return
+    if usable:
+        why = "TensorFlow can use %d of these %d GPUs: name those that 'nvidia-smi' shows" % (usable, wanted)
+    elif not getattr(test, 'is_built_with_gpu_support', test.is_built_with_cuda)():
+        why = "the installed TensorFlow %s is one for CPUs alone: install one for GPUs" % TENSORFLOW_VERSION
+    elif test.is_built_with_cuda() and not _loads('libcuda.so.1'):
+        why = ("this machine has no NVIDIA driver, or this container no access to it, which 'docker run --gpus all' gives: see "
+               "whether 'nvidia-smi' works")
+    else:
+        why = ("TensorFlow finds none, though there is a driver: name one that 'nvidia-smi' shows, or install the CUDA libraries, "
+               "as with \"pip install 'tensorflow[and-cuda]==%s'\"" % TENSORFLOW_VERSION)
+    raise InputError("--gpu %s cannot be used: %s; or leave --gpu out" % (names, why))
+
+
+def _loads(library):
+    try:
+        return ctypes.CDLL(library) is not None
+    except OSError:
+        return False
 
 
 def need_version_2(what):

@@ -1,9 +1,11 @@
 """What a user's machine and settings may do to TensorFlow: little memory, packages that cannot be loaded, Keras' own settings."""
+import contextlib
 import json
 import os
 
 import pytest
 
+from command_line import InputError
 from conftest import DIGITS_CHECKPOINT, refused, run_main
 
 PREDICT = ['--predict', 'docs/curves.png', '--load', DIGITS_CHECKPOINT]
@@ -39,6 +41,27 @@ def test_training_needs_more(digits, tmp_path):
 def test_what_keeps_tensorflow_from_being_imported(error, message, tmp_path):
     (tmp_path / 'tensorflow.py').write_text('raise ' + error)
     assert message in refused(*PREDICT, env=dict(os.environ, PYTHONPATH=str(tmp_path)))
+
+
+@pytest.mark.parametrize('job', [['--eval'], PREDICT, ['--train', '--data_dir', '.']], ids=['eval', 'predict', 'train'])
+def test_gpus_that_are_not_there_are_refused(job):
+    from tf_compat import gpu_count
+    if gpu_count():
+        pytest.skip("there is a GPU here")
+    assert refused(*job + ['--gpu', '0,1']).startswith('main.py: --gpu 0,1 cannot be used: ')
+
+
+@pytest.mark.parametrize('usable, for_gpus, driver, why', [
+    (1, True, True, 'TensorFlow can use 1 of these 2 GPUs'), (0, False, True, 'is one for CPUs alone'),
+    (0, True, False, 'has no NVIDIA driver'), (0, True, True, 'install the CUDA libraries'), (2, True, True, None)])
+def test_why_there_is_no_gpu(usable, for_gpus, driver, why, monkeypatch):
+    import tf_compat
+    monkeypatch.setattr(tf_compat, 'gpu_count', lambda: usable)
+    monkeypatch.setattr(tf_compat, '_loads', lambda library: driver)
+    for name in ('is_built_with_cuda', 'is_built_with_gpu_support'):
+        monkeypatch.setattr(tf_compat.tensorflow.test, name, lambda: for_gpus, raising=False)
+    with pytest.raises(InputError, match=why) if why else contextlib.ExitStack():
+        tf_compat.need_gpus('0,1')
 
 
 @pytest.fixture(scope='module')

@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 
-from tf_compat import gpu_count, need_memory, tf
+from tf_compat import need_memory, tf
 
 from tensorpack.callbacks import EstimatedTimeLeft, MergeAllSummaries, RunUpdateOps
 from tensorpack.input_source import StagingInput
@@ -73,7 +73,7 @@ def train(model, data, run):
     """
     steps = steps_per_epoch(len(data.train), run.batch)
     need_memory(1)    # what a small batch takes besides; a larger one takes more
-    check_devices(run)
+    check_shares(run)
     with contextlib.ExitStack() as stack:
         start = agree_on_start(run, stack)
         if start.step:
@@ -91,11 +91,8 @@ def train(model, data, run):
                 run.workers.broadcast(None)
 
 
-def check_devices(run):
-    """Raises InputError where the GPUs are not there, or the batch cannot be split."""
-    if run.gpus and run.workers.has_towers and gpu_count() < run.gpus:
-        raise InputError("--gpu names %d GPUs, and TensorFlow can use %d: name those that 'nvidia-smi' shows, or leave --gpu out"
-                         % (run.gpus, gpu_count()))
+def check_shares(run):
+    """Raises InputError where the batch cannot be split."""
     shares, kind = (run.towers, 'towers') if run.workers.has_towers else (run.workers.size, 'workers')
     if run.batch % shares:
         raise InputError("--batch %d cannot be split evenly among %d %s" % (run.batch, shares, kind))
