@@ -6,7 +6,7 @@ VENV_INTEROP := .venv-interop
 VENV_IMGCLSMOB := .venv-imgclsmob
 
 # As many tests at once as there are cores, at most four: each worker takes about 1.5 GB of memory.
-PYTEST := -m pytest -n logical --maxprocesses 4
+PYTEST := -m pytest -n logical --maxprocesses 4 --dist loadgroup
 
 IMAGE := ghostnet-tf1
 LOAD := models/ghostnet_checkpoint
@@ -65,7 +65,7 @@ test-horovod: $(VENV_HOROVOD)/installed
 test-interop: $(VENV_INTEROP)/installed $(VENV_TF1)/installed
 	$(VENV_INTEROP)/bin/python $(PYTEST) tests/tools/test_import_weights.py $(wildcard tests/tools/test_export*.py) tests/tools/test_bench.py \
 		tests/tools/test_compare.py tests/tools/test_darknet.py tests/tools/test_own_pictures.py tests/evaluation/test_report_browser.py \
-		tests/evaluation/test_engines.py $(ARGS)
+		tests/evaluation/test_engines.py tests/test_shared.py $(ARGS)
 
 # Files are read and written on today's stack; their libraries, in an environment of an older Python, open them.
 test-imgclsmob: $(VENV_IMGCLSMOB)/installed $(VENV)/installed

@@ -29,8 +29,9 @@ def cut(digits, tree, train, val, classes=10):
 
 
 def flags(tree, log_dir, *more):
-    """A quick run: a narrow network, 16 images a step."""
-    return ['--train', '--data_dir', tree, '--log_dir', log_dir, '--batch', 16, '--width_ratio', 0.25, '--seed', 1] + list(more)
+    """A quick run: a narrow network, 16 small images a step."""
+    return ['--train', '--data_dir', tree, '--log_dir', log_dir, '--batch', 16, '--width_ratio', 0.25, '--image_size', 128,
+            '--seed', 1] + list(more)
 
 
 def train(*args):

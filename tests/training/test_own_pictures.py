@@ -13,6 +13,8 @@ from dataset import open_tree
 from imagenet_utils import balanced_weights
 from runs import cut, stats_of, train
 
+pytestmark = pytest.mark.xdist_group('own pictures')    # so that `shapes` is made once
+
 
 @pytest.fixture(scope='module')
 def shapes(tmp_path_factory):
@@ -22,7 +24,7 @@ def shapes(tmp_path_factory):
     with open(os.path.join(root, SHAPES[0], 'notes.txt'), 'w') as f:
         f.write('no picture')
     said = train('--train', '--data_dir', root, '--load', DIGITS_CHECKPOINT, '--finetune', '--epochs', 6, '--log_dir', log_dir,
-                 '--seed', 1)
+                 '--seed', 1, '--image_size', 128)
     assert 'Traceback' not in said
     return root, log_dir
 
@@ -63,6 +65,7 @@ def test_a_tree_of_other_classes_is_refused(shapes, digits, tmp_path):
     assert "label 0 is" in refused('--train', '--data_dir', digits, '--log_dir', tmp_path / 'log', *load)
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_small_sets_take_a_smaller_batch_and_broken_pictures_are_listed(shapes, tmp_path):
     few, log_dir = tmp_path / 'few', tmp_path / 'log'
@@ -80,6 +83,7 @@ def test_small_sets_take_a_smaller_batch_and_broken_pictures_are_listed(shapes, 
     assert describe(str(log_dir / 'ghostnet_checkpoint')).record.classes == [(name, '') for name in sorted(SHAPES)]
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_patience_ends_a_run_with_its_best_weights(digits, tmp_path):
     """A learning rate of nothing: no epoch is better than the first."""
