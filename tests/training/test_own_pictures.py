@@ -41,7 +41,7 @@ def test_from_a_folder_to_predictions_with_names(shapes, tmp_path):
     assert 'left out: 1 files' in err and 'the validation part, 0.2 of each class: %d pictures' % len(val) in said
     status, said, err = run_main('--predict', os.path.join(root, SHAPES[1]), '--load', checkpoint, '--json', tmp_path / 'json')
     predictions = json.loads((tmp_path / 'json').read_text())
-    assert status == 0 and len(predictions) == 67 and SHAPES[1] in said and 'class' in said.splitlines()[0], err
+    assert status == 0 and len(predictions) == 67 and SHAPES[1] in said and 'class' in said.splitlines()[1], err
     assert np.mean([prediction['classes'][0]['class'] == SHAPES[1] for prediction in predictions]) > 0.8
     assert set(predictions[0]['classes'][0]) == {'label', 'class', 'probability'} and len(predictions[0]['classes']) == 3
 
