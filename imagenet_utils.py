@@ -202,10 +202,14 @@ class ImageNetModel(ModelDesc):
 
 # -------------------------------------------------------------------------------------------------------------- sessions
 
-def session_creator(threads=None):
-    """Tensorpack's, with `threads` (all cores) within an operation: its own default, one, is for GPUs."""
+def session_creator(threads=None, rewrite=True):
+    """Tensorpack's, with `threads` (all cores) within an operation: its own default, one, is for GPUs.
+
+    `rewrite`: whether TensorFlow rewrites graphs before they run (Grappler).
+    """
     creator = NewSessionCreator()
     creator.config.intra_op_parallelism_threads = threads or cores()
+    creator.config.graph_options.rewrite_options.disable_meta_optimizer = not rewrite
     return creator
 
 

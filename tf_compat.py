@@ -142,20 +142,27 @@ def gpu_count():
 
 def need_gpus(names):
     """Raises InputError, which says why as far as it can be known, unless TensorFlow can use the GPUs `names`, such as '0,1'."""
-    wanted, usable, test = len(names.split(',')), gpu_count(), tensorflow.test
+    wanted, usable = len(names.split(',')), gpu_count()
     if usable >= wanted:
         return
     if usable:
         why = "TensorFlow can use %d of these %d GPUs: name those that 'nvidia-smi' shows" % (usable, wanted)
-    elif not getattr(test, 'is_built_with_gpu_support', test.is_built_with_cuda)():
-        why = "the installed TensorFlow %s is one for CPUs alone: install one for GPUs" % TENSORFLOW_VERSION
-    elif test.is_built_with_cuda() and not _loads('libcuda.so.1'):
-        why = ("this machine has no NVIDIA driver, or this container no access to it, which 'docker run --gpus all' gives: see "
-               "whether 'nvidia-smi' works")
     else:
-        why = ("TensorFlow finds none, though there is a driver: name one that 'nvidia-smi' shows, or install the CUDA libraries, "
-               "as with \"pip install 'tensorflow[and-cuda]==%s'\"" % TENSORFLOW_VERSION)
+        why = only_cpus() or (
+            "TensorFlow finds none, though there is a driver: name one that 'nvidia-smi' shows, or install the CUDA libraries, "
+            "as with \"pip install 'tensorflow[and-cuda]==%s'\"" % TENSORFLOW_VERSION)
     raise InputError("--gpu %s cannot be used: %s; or leave --gpu out" % (names, why))
+
+
+def only_cpus():
+    """Why TensorFlow can have no GPU here, None if it may have some. It is not asked for them: TensorFlow 1 would take them."""
+    test = tensorflow.test
+    if not getattr(test, 'is_built_with_gpu_support', test.is_built_with_cuda)():
+        return "the installed TensorFlow %s is one for CPUs alone: install one for GPUs" % TENSORFLOW_VERSION
+    if test.is_built_with_cuda() and not _loads('libcuda.so.1'):
+        return ("this machine has no NVIDIA driver, or this container no access to it, which 'docker run --gpus all' gives: see "
+                "whether 'nvidia-smi' works")
+    return None
 
 
 def _loads(library):

@@ -114,6 +114,7 @@ def test_full_disk(contents, tmp_path):
         assert check_whole(disk, contents) == 1801
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_kills(contents, tmp_path):
     """SIGKILL and SIGTERM while pictures are written; the next run finds nothing broken, and removes what was left behind."""

@@ -137,6 +137,7 @@ def test_python_without_packages(server, tmp_path, isolated):
         assert (status, out, err.count('\n')) == (2, '', 1) and err.startswith('fetch.py: ') and 'missing' not in err
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_interrupted_and_resumed(server, tmp_path):
     """The connection breaks half-way, twice; each run continues where the last one ended."""
@@ -169,6 +170,7 @@ def test_interrupted_and_resumed(server, tmp_path):
     assert call_fetch(server, folder, '--verify')[0] == 0
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_a_wrong_start_is_not_resumed_for_ever(server, tmp_path):
     work = tmp_path / 'models' / '.fetch'
@@ -228,6 +230,7 @@ def test_a_server_that_stalls(server, tmp_path):
     assert 'timed out' in err and time.time() - start < 45
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_from_a_folder(server, checkpoint, tmp_path):
     assert 'is missing' in refused(server, tmp_path / 'models', '--from', tmp_path) and not (tmp_path / 'models').exists()
@@ -253,6 +256,7 @@ def first_bytes(released, sent):
     return answer
 
 
+@pytest.mark.once
 @pytest.mark.slow
 @pytest.mark.parametrize('sent_signal', [signal.SIGKILL, signal.SIGTERM], ids=['killed', 'ended'])
 def test_two_at_once_and_one_after_a_kill(server, tmp_path, sent_signal):
@@ -279,6 +283,7 @@ def test_two_at_once_and_one_after_a_kill(server, tmp_path, sent_signal):
     assert int(server.requests[-2][1][6:-1]) >= 500000    # resumed
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_full_disk(server, tmp_path):
     server.handle_error = lambda *_: None    # the connection is reset
@@ -291,6 +296,7 @@ def test_full_disk(server, tmp_path):
             assert (disk / name).read_bytes() == open(os.path.join(server.folder, name), 'rb').read()
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_links(server, tmp_path):
     """Files to take may be links; what is linked to where the checkpoint goes is not written to."""
@@ -318,6 +324,7 @@ def test_links(server, tmp_path):
     assert (outside / 'precious').read_text() == 'precious' and len(list(outside.iterdir())) == 1
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_every_flipped_bit_is_found_and_its_tensor_named(checkpoint, tmp_path):
     """Should the blob ids be right for wrong bytes: 50 bits over all of the data, and TensorFlow's CRCs."""

@@ -325,6 +325,7 @@ def test_archives_that_would_take_endless_memory_or_time(small, tmp_path, kind):
     assert not (tmp_path / 'tree' / 'caffe_ilsvrc12' / 'val.txt').exists()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize('kind', sorted(DEVKIT_BOMBS))
 def test_devkits_that_would_take_endless_memory_or_time(small, tmp_path, kind):
     archives, _ = small

@@ -301,6 +301,7 @@ def files_in(tree):
     return sum(len(files) for _, _, files in os.walk(str(tree)))
 
 
+@pytest.mark.once
 def test_twenty_kills_leave_no_trace(tmp_path):
     def image(seed):
         return random.Random(seed).getrandbits(8 * 6000).to_bytes(6000, 'big')

@@ -274,6 +274,7 @@ def test_checkpoint_of_another_number_of_classes(digits, tmp_path):
     assert '--data_dir of a tree with 10 classes, this one has 11' in err
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_results_that_cannot_be_written(digits, tmp_path):
     for path in (tmp_path / 'no' / 'file', '', '/dev/null', tmp_path):

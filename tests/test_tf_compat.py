@@ -8,6 +8,7 @@ import pytest
 from command_line import InputError
 from conftest import DIGITS_CHECKPOINT, refused, run_main
 
+SLOW_ONCE = (pytest.mark.slow, pytest.mark.once)
 PREDICT = ['--predict', 'docs/curves.png', '--load', DIGITS_CHECKPOINT]
 LIMITED = """
 import resource, runpy, sys
@@ -71,8 +72,8 @@ def predicted():
 
 @pytest.mark.parametrize('settings', [
     {'image_data_format': 'channels_first', 'floatx': 'float16', 'epsilon': 0.5, 'backend': 'jax'},
-    pytest.param({'floatx': 'int7'}, marks=pytest.mark.slow), pytest.param([1], marks=pytest.mark.slow),
-    pytest.param(None, marks=pytest.mark.slow)])    # a folder of that name
+    pytest.param({'floatx': 'int7'}, marks=SLOW_ONCE), pytest.param([1], marks=SLOW_ONCE),
+    pytest.param(None, marks=SLOW_ONCE)])    # a folder of that name
 def test_settings_of_keras_make_no_difference(settings, predicted, tmp_path):
     path = tmp_path / '.keras' / 'keras.json'
     path.parent.mkdir()

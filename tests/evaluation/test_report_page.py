@@ -134,6 +134,7 @@ def test_many_classes_have_pairs_in_place_of_the_matrix(tmp_path):
         assert 'Picture %d.png' % (len(labels) - 1) in page and 'Picture 0.png' not in page
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_report_of_imagenet_is_quick_and_small(tmp_path):
     count, classes = 50000, 1000

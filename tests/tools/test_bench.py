@@ -8,6 +8,7 @@ from pictures import read_image
 from tools.bench import of_size
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_bench(digits, tmp_path):
     status, out, err = run_main(

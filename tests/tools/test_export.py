@@ -269,6 +269,7 @@ def test_a_network_without_finite_logits_is_refused(tmp_path):
     assert not list(tmp_path.glob('x*')) and not list(tmp_path.glob('unfinished*'))
 
 
+@pytest.mark.once
 @pytest.mark.slow
 @pytest.mark.parametrize('form, size', [('savedmodel', '2m'), ('frozen', '23m'), ('keras', '38m'), ('tflite', '38m')])
 def test_a_full_disk_is_named_and_nothing_is_left(form, size, tmp_path):
@@ -280,6 +281,7 @@ def test_a_full_disk_is_named_and_nothing_is_left(form, size, tmp_path):
         assert err.count('\n') == 1 and os.listdir(str(folder)) == []
 
 
+@pytest.mark.once
 @pytest.mark.slow
 @pytest.mark.parametrize('signum, status', [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_signal_ends_the_command_and_its_children(signum, status, tmp_path):

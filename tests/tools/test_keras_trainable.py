@@ -90,8 +90,7 @@ def assert_same_weights(found, checkpoint):
 @today
 @pytest.mark.slow
 @pytest.mark.parametrize('options, flags', [
-    ({'width': 0.3, 'ratio_code': [3] * 19, 'dw_code': [5] * 19}, ['--raw']),
-    ({'width': 0.25, 'se': 0, 'image_size': 161}, ['--rgb']),
+    ({'width': 0.3, 'ratio_code': [3] * 19, 'dw_code': [5] * 19, 'se': 0, 'image_size': 161}, ['--raw']),
     ({'width': 0.25, 'variant': 'pytorch'}, ['--softmax']),
     ({'width': 0.25, 'variant': 'iamhankai', 'seed': 2}, ['--raw', '--rgb'])])
 def test_every_kind_of_variant_goes_there_and_back_exactly(options, flags, tmp_path):

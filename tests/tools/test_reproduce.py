@@ -15,6 +15,7 @@ def test_the_digits_exactly(digits):
     assert status == 0 and out.splitlines()[-1] == 'EXACT', err
 
 
+@pytest.mark.once
 @pytest.mark.slow
 @pytest.mark.parametrize('counts, verdict, status', [((4 + 25, 25), 'WITHIN', 0), ((4, 26), 'DIFFERENT', 1)])
 def test_verdicts(digits, counts, verdict, status):

@@ -22,6 +22,7 @@ def test_a_tool_works_without_m_from_any_folder(tool, tmp_path):
     assert status == 0 and out.startswith('usage: ' + tool.split('.')[0]), err
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_export_without_m_from_another_folder(tmp_path):
     """A tool that imports its own package, and starts processes of it."""

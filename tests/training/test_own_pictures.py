@@ -100,6 +100,7 @@ def test_patience_ends_a_run_with_its_best_weights(digits, tmp_path):
     assert len(stats_of(log_dir)) == 4
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_the_network_is_read_from_the_checkpoint(digits, tmp_path):
     options = dict(num_classes=10, width=0.5, se=0, dw_code=[5] * 19, ratio_code=[3] * 19, image_size=160)
