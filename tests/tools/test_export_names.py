@@ -16,6 +16,8 @@ from checkpoints import CheckpointRestore, Record, save_values
 from conftest import DIGITS_CHECKPOINT, ROOT, run_main
 from tools.export.labels import as_lines, labels
 
+pytestmark = pytest.mark.xdist_group('export names')    # so that `exported`, of three minutes, is made once
+
 # Any text that a folder's name can be; the fourth has a line feed, the seventh a byte that is not UTF-8.
 NAMES = ['zero', 'one two', 'drei', 'vi\ner', 'f\\ünf', '<b>six', '\udcff7', '8\r', '9"', '10,']
 LINES = b'zero\none two\ndrei\nvi\\ner\nf\\\\\xc3\xbcnf\n<b>six\n\\xff7\n8\\r\n9"\n10,\n'
