@@ -8,6 +8,7 @@ from itertools import compress
 import cv2
 import numpy as np
 
+from command_line import InputError
 from pictures import PictureReader, fix_opencv
 from recipe import IMAGE_SIZE, shorter_side
 
@@ -115,3 +116,58 @@ def augment(image, rng, smallest_area, size=IMAGE_SIZE):
         image = center_crop(resize_shortest_edge(image, size), size)
     image = cv2.transform(image, random_colours(np.array(cv2.mean(image)[:3]), rng))
     return cv2.flip(image, 1) if rng.uniform() < 0.5 else image
+
+
+# ----------------------------------------------------------------------------------------------------- in worker processes
+
+class EvalSample:
+    """Fills an array with a picture as evaluation sees it: a function for processes.ProcessMap.
+
+    Args:
+        reader (PictureReader): what reads it; in a worker process, a ReaderInWorker.
+    """
+
+    def __init__(self, reader):
+        self.reader = reader
+
+    def __call__(self, item, out):
+        """The label of an `item`, and what the reader notes for another; None where it leaves the picture out."""
+        self.reader.notes = []
+        label = self.fill(item, out)
+        return None if label is None else (label, self.reader.notes)
+
+    def fill(self, item, out):
+        """Fills uint8 (size, size, 3) with the picture of an `item`, (path, label); returns the label, or None."""
+        path, label = item
+        picture = self.reader(path)
+        if picture is None:
+            return None
+        out[:] = eval_crop(picture, self.reader.image_size)
+        return label
+
+
+class TrainSample(EvalSample):
+    """As EvalSample, as training sees a picture. An item is (path, label, seed).
+
+    Args:
+        smallest_area (float): see `augment`.
+        replace: function of a RandomState to the (path, label) that comes in place of a picture that the reader leaves out.
+    """
+
+    def __init__(self, reader, smallest_area, replace=None):
+        super(TrainSample, self).__init__(reader)
+        self.smallest_area, self.replace = smallest_area, replace
+        self.rng = np.random.RandomState(0)    # making one for each picture takes ten times as long as seeding this one
+
+    def fill(self, item, out):
+        path, label, seed = item
+        self.rng.seed(seed)
+        for _ in range(100):
+            picture = self.reader(path)
+            if picture is not None:
+                out[:] = augment(picture, self.rng, self.smallest_area, self.reader.image_size)
+                return label
+            if self.replace is None:
+                return None
+            path, label = self.replace(self.rng)
+        raise InputError("100 training images in a row are broken: look at the data")

@@ -8,18 +8,19 @@ from tf_compat import tf
 
 import numpy as np
 from tensorpack import ModelDesc
-from tensorpack.dataflow import BatchData, DataFlow, DataFromList, MapData, ProxyDataFlow
+from tensorpack.dataflow import DataFlow, DataFromList, ProxyDataFlow
 from tensorpack.models import regularize_cost
 from tensorpack.tfutils.gradproc import ScaleGradient
 from tensorpack.tfutils.optimizer import apply_grad_processors
 from tensorpack.tfutils.sesscreate import NewSessionCreator
 from tensorpack.tfutils.tower import get_current_tower_context
 
-from augmentation import augment, eval_crop
+from augmentation import EvalSample, TrainSample
 from checkpoints import PUBLISHED
 from command_line import InputError, cores
 from dataset import tops
-from pictures import PictureReader
+from pictures import PictureReader, ReaderInWorker
+from processes import ProcessMap
 from recipe import IMAGE_SIZE, MOMENTUM
 
 MEAN, STD = np.float32([0.406, 0.456, 0.485]), np.float32([0.225, 0.224, 0.229])    # of ImageNet, BGR, images in [0, 1]
@@ -60,7 +61,7 @@ def in_order(function, items, jobs):
 
 
 class ShuffledImages(DataFlow):
-    """Endless [path, label, random state]: all images in one order, then all in another; `seed` fixes orders and random states.
+    """Endless [path, label, seed]: all images in one order, then all in another; `seed` fixes the orders, and those of the images.
 
     Step s takes the s-th `batch` of this stream, wherever an epoch of the images ends, and each of `workers` an equal, own
     part of it. So a run that is resumed at `step` sees what it would have seen, and N workers together see what one would.
@@ -68,55 +69,76 @@ class ShuffledImages(DataFlow):
 
     def __init__(self, images, seed, batch, step=0, worker=0, workers=1):
         self.images, self.seed, self.batch, self.step, self.worker, self.workers = images, seed, batch, step, worker, workers
+        self.share = batch // workers
 
     def __iter__(self):
-        share, shuffled = self.batch // self.workers, None
+        shuffled = None
         for step in itertools.count(self.step):
-            start = step * self.batch + self.worker * share
-            for position in range(start, start + share):
+            start = step * self.batch + self.worker * self.share
+            for position in range(start, start + self.share):
                 epoch, index = divmod(position, len(self.images))
                 if epoch != shuffled:
                     shuffled, order = epoch, np.random.RandomState([self.seed, epoch]).permutation(len(self.images))
                 path, label = self.images[order[index]]
-                yield [path, label, np.random.RandomState([self.seed, epoch, index])]
+                yield [path, label, (self.seed, epoch, index)]
 
 
-def train_dataflow(images, smallest_area, threads, reader=None):
-    """Endless DataFlow of [uint8 (share of a batch, size, size, 3), int (share,)].
+class PictureBatches(DataFlow):
+    """DataFlow of [uint8 (batch, size, size, 3), int (batch,)] that worker processes make. What is left out is not in a batch.
+
+    Args:
+        items: iterable of what `sample` takes.
+        batch (int): how many items a batch has, unless fewer are left.
+        in_worker, here (EvalSample): for the workers, and for this process, which does again what fails there.
+        processes (int): how many workers.
+    """
+
+    def __init__(self, items, batch, in_worker, here, processes):
+        self.items, self.batch, self.in_worker, self.here, self.processes = items, batch, in_worker, here, processes
+
+    def __len__(self):
+        return -(-len(self.items) // self.batch)
+
+    def in_batches(self):
+        items = iter(self.items)
+        return iter(lambda: [tuple(item) for item in itertools.islice(items, self.batch)], [])
+
+    def __iter__(self):
+        reader = self.here.reader
+        shape = (reader.image_size, reader.image_size, 3)
+        for pictures, results in ProcessMap(self.in_batches(), self.in_worker, self.here, shape, self.batch, self.processes):
+            for path, note in itertools.chain.from_iterable(notes for _, notes in filter(None, results)):
+                reader.note(path, note)
+            if None in results:
+                pictures = pictures[[result is not None for result in results]]
+            yield [pictures, np.array([label for label, _ in filter(None, results)], np.int32)]
+
+
+def train_dataflow(images, smallest_area, processes, reader=None):
+    """Endless PictureBatches of a worker's share of a batch.
 
     Args:
         images (ShuffledImages): what to read.
-        reader (PictureReader): has the size. In place of a picture that it leaves out comes one that the datapoint's random state
-            draws. By default one that leaves out none.
+        smallest_area (float): the smallest share of an image's area that a crop may have.
+        reader (PictureReader): has the size. In place of a picture that it leaves out comes one that the random state of the
+            datapoint draws. By default one that leaves out none.
     """
+    def replace(rng):
+        return images.images[rng.randint(len(images.images))]
     reader = reader or PictureReader()
-
-    def sample(datapoint):
-        path, label, rng = datapoint
-        for _ in range(100):
-            picture = reader(path)
-            if picture is not None:
-                return [augment(picture, rng, smallest_area, reader.image_size), label]
-            path, label = images.images[rng.randint(len(images.images))]
-        raise InputError("100 training images in a row are broken: look at the data")
-    return BatchData(OrderedThreadMap(images, threads, sample, 4 * threads), images.batch // images.workers)
+    return PictureBatches(images, images.share, TrainSample(ReaderInWorker(reader), smallest_area),
+                          TrainSample(reader, smallest_area, replace), processes)
 
 
 def eval_dataflow(images, batch, reader=None):
-    """DataFlow of [uint8 (batch, size, size, 3), int (batch,)], the last one as small as it must be: validation in training.
+    """PictureBatches, the last one as small as it must be: validation in training.
 
     Args:
         images (list of [path, label]): what to read, in this order.
-        reader (PictureReader): has the size. The pictures that it leaves out are not among the datapoints.
-            By default one that leaves out none.
+        reader (PictureReader): has the size. By default one that leaves out none.
     """
     reader = reader or PictureReader()
-
-    def crop(datapoint):
-        picture = reader(datapoint[0])
-        return None if picture is None else [eval_crop(picture, reader.image_size), datapoint[1]]
-    ds = OrderedThreadMap(DataFromList(images, shuffle=False), cores(), crop, 2 * batch)
-    return BatchData(MapData(ds, lambda datapoint: datapoint), batch, remainder=True)    # MapData drops None
+    return PictureBatches(images, batch, EvalSample(ReaderInWorker(reader)), EvalSample(reader), cores())
 
 
 # ----------------------------------------------------------------------------------------------------------------- model

@@ -208,12 +208,12 @@ class PictureReader:
         way_out (str): how the message of BrokenPicture ends.
         image_size (int): of the network that the pictures are resized for, pixels.
 
-    Attributes: `left_out`, {path: reason}.
+    Attributes: `left_out`, {path: reason}; `notes`, [[path, note], ...], what a ReaderInWorker keeps for the reader of its parent.
     """
 
     def __init__(self, broken='stop', way_out=": get it again", image_size=IMAGE_SIZE):
         self.broken, self.way_out, self.image_size = broken, way_out, image_size
-        self.left_out = {}
+        self.left_out, self.notes = {}, []
         self.noted = set()
 
     def __call__(self, path):
@@ -231,10 +231,20 @@ class PictureReader:
             check_length(*image.shape[:2], image_size=self.image_size)
         except Damaged as error:
             image, note = self.doubtful(path, data, error)
-        if note is not None and path not in self.noted:
+        if note is not None:
+            self.note(path, note)
+        return image
+
+    def note(self, path, note):
+        """Says what is noted of the picture at `path`, once."""
+        if path not in self.noted:
             self.noted.add(path)
             warn("%s: %s" % (path, note))
-        return image
+
+    def leave_out(self, path, reason):
+        if path not in self.left_out:
+            self.left_out[path] = reason
+            warn("left out: %s: %s" % (path, reason))
 
     def doubtful(self, path, data, error):
         """What becomes of a broken picture, by the rule: its pixels and a note, or None for both."""
@@ -247,11 +257,22 @@ class PictureReader:
             except Damaged as other:
                 error = other
         if self.broken == 'skip':
-            if path not in self.left_out:
-                self.left_out[path] = str(error)
-                warn("left out: %s: %s" % (path, error))
+            self.leave_out(path, str(error))
             return None, None
         raise BrokenPicture(path, error, self.way_out)
+
+
+class ReaderInWorker(PictureReader):
+    """A PictureReader like `reader`, in a worker process: it leaves it to that one to say what there is to say."""
+
+    def __init__(self, reader):
+        super(ReaderInWorker, self).__init__(reader.broken, reader.way_out, reader.image_size)
+
+    def note(self, path, note):
+        self.notes.append([path, note])
+
+    def leave_out(self, path, reason):
+        pass
 
 
 def read_image(path):

@@ -51,6 +51,10 @@ SLOW = [
     here(TRAIN, TRAIN + ' --resume', swap=[('--gpu 0,1,2,3,4,5,6,7', '--towers 2 ' + SHORT)], writes='train_log/curves.png'),
     here('python -m tools.bench_training --data_dir <tree>', swap=[('<tree>', 'tree --batch 8 --seconds 0.1 --rounds 1')],
          prints='\nmain.py --train '),
+    here('python -m tools.bench_dataflow --data_dir <tree>', swap=[('<tree>', 'tree --batch 8 --seconds 0.1 --json rates.json')],
+         prints='\nprocesses ', writes='rates.json'),
+    here('python -m tools.bench_dataflow --workers 1,2,4,8,16,32 --sleep_ms 2', swap=[('16,32', '16 --seconds 0.1')],
+         prints='\nprocesses, 2 ms '),
     here('make train-digits', swap=[('digits', "digits ARGS='--data_dir tree --log_dir digits_log %s'" % SHORT)],
          writes='digits_log/ghostnet_checkpoint.index'),    # all of it takes 18 minutes
     here('python main.py --train --data_dir data/digits --load models/digits_checkpoint --finetune --freeze_bn --lr 0.01 '

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from tensorpack.dataflow import DataFromList
 
+import augmentation
 import imagenet_utils
 from command_line import InputError
 from dataset import read_images
-from pictures import BrokenPicture, PictureReader
+from pictures import BrokenPicture, PictureReader, read_image
 from trees import make_tree
 
 
@@ -44,12 +45,12 @@ def test_shuffled_images_are_each_seen_once_an_epoch_and_go_on_where_they_were_l
 
     def seen(count, *args):
         stream = iter(imagenet_utils.ShuffledImages(images, *args))
-        return [(path, rng.randint(10 ** 9)) for path, _, rng in itertools.islice(stream, count)]
+        return [(path, seed) for path, _, seed in itertools.islice(stream, count)]
 
     whole = seen(40, 7, 4)
     orders = [[path for path, _ in whole[start:start + 10]] for start in range(0, 40, 10)]
     assert all(sorted(order) == [str(i) for i in range(10)] for order in orders) and len(set(map(tuple, orders))) == 4
-    assert len(set(rng for _, rng in whole)) == 40    # no two samples are augmented alike
+    assert len(set(seed for _, seed in whole)) == 40    # no two samples are augmented alike
     assert seen(16, 7, 4, 6) == whole[24:]    # from step 6
     assert seen(40, 8, 4) != whole
     workers = [seen(20, 7, 4, 0, worker, 2) for worker in (0, 1)]
@@ -57,19 +58,37 @@ def test_shuffled_images_are_each_seen_once_an_epoch_and_go_on_where_they_were_l
     assert both == whole    # together, what one worker would see
 
 
-def test_training_dataflow_repeats_with_a_seed(tmp_path):
+def test_training_dataflow_is_the_seeds_whatever_the_number_of_workers(tmp_path):
+    """30 batches, each sample with a RandomState of its own, made one after the other."""
     images = read_images(make_tree(tmp_path), 'val') * 8
 
-    def batches(seed):
-        ds = imagenet_utils.train_dataflow(imagenet_utils.ShuffledImages(images, seed, 5), 0.08, 2)
+    def batches(seed, processes):
+        ds = imagenet_utils.train_dataflow(imagenet_utils.ShuffledImages(images, seed, 5), 0.08, processes)
         ds.reset_state()
-        iterator = iter(ds)
-        return [next(iterator) for _ in range(8)]
+        return list(itertools.islice(iter(ds), 30))
 
-    first, again, other = batches(1), batches(1), batches(2)
-    assert first[0][0].shape == (5, 224, 224, 3) and first[0][0].dtype == np.uint8
-    assert all(np.array_equal(a[0], b[0]) and np.array_equal(a[1], b[1]) for a, b in zip(first, again))
-    assert not all(np.array_equal(a[0], b[0]) for a, b in zip(first, other))
+    def one_by_one(seed):
+        for path, label, seeds in imagenet_utils.ShuffledImages(images, seed, 5):
+            yield augmentation.augment(read_image(path), np.random.RandomState(seeds), 0.08), label
+
+    expected = list(itertools.islice(one_by_one(1), 150))
+    for processes in (1, 3):
+        made = batches(1, processes)
+        assert made[0][0].shape == (5, 224, 224, 3) and made[0][0].dtype == np.uint8
+        assert np.array_equal(np.concatenate([pictures for pictures, _ in made]), np.stack([picture for picture, _ in expected]))
+        assert np.concatenate([labels for _, labels in made]).tolist() == [label for _, label in expected]
+    assert not all(np.array_equal(a[0], b[0]) for a, b in zip(made, batches(2, 2)))
+
+
+def test_notes_of_the_workers_are_printed_once(tmp_path, capsys):
+    images = read_images(make_tree(tmp_path), 'val')
+    padded = str(tmp_path / 'padded.JPEG')
+    with open(images[0][0], 'rb') as whole, open(padded, 'wb') as f:
+        f.write(whole.read()[:-2])    # without its end
+    ds = imagenet_utils.eval_dataflow([[padded, 0]] * 20, 5, PictureReader('accept'))
+    ds.reset_state()
+    assert len(ds) == 4 and sum(len(labels) for _, labels in ds) == 20
+    assert capsys.readouterr().err.count('padded.JPEG') == 1
 
 
 def test_broken_pictures_are_left_out_of_training_and_validation(tmp_path):

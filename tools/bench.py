@@ -3,9 +3,10 @@
     python -m tools.bench --data_dir <ILSVRC12 tree> --plot bench.png
 
 End to end is reading files, preprocessing and the network. The engines are measured as main.py runs them. The others read the same
-images, resize and crop them with OpenCV, and compute with all cores in turn (a plain loop), or do both in one worker a core, as the
-engines do. Each is measured in a process of its own, in one run, in rounds, of which the median counts. Those whose packages
-(requirements-interop.txt) are missing are named. For GhostNet beside other networks, see tools.compare.
+images with cv2.imread, as their users do, resize and crop them as main.py does, and compute with all cores in turn (a plain loop),
+or do both in one worker a core, as the engines do. Each is measured in a process of its own, in one run, in rounds, of which the
+median counts. Those whose packages (requirements-interop.txt) are missing are named. For GhostNet beside other networks, see
+tools.compare.
 """
 import argparse
 import collections
@@ -157,19 +158,27 @@ def pytorch_call(args, threads):
     return call
 
 
+def opencv_images(paths):
+    """What eval_images returns, as users of other runtimes read it: with OpenCV alone, whatever it makes of damaged files."""
+    import cv2
+    import numpy as np
+
+    from augmentation import eval_crop
+    return np.stack([eval_crop(cv2.imread(path)) for path in paths])
+
+
 def peer(make_call, one_core_each, args):
     """Another runtime: all its cores for one batch at a time, or a worker a core."""
-    from augmentation import eval_images
     call = make_call(args, 1 if one_core_each else args.jobs)
     batches = [args.files[i:i + args.batch] for i in range(0, len(args.files), args.batch)]
-    pictures = eval_images((args.files * args.batch)[:args.batch])
+    pictures = opencv_images((args.files * args.batch)[:args.batch])
     call(pictures)    # in one thread: see engines.started_engine
     pool = concurrent.futures.ThreadPoolExecutor(args.jobs if one_core_each else 1)
 
     def each(function):
         return lambda: [0 for _ in pool.map(function, batches)]
-    return throughput(each(lambda files: len(call(eval_images(files)))), each(lambda files: len(call(pictures[:len(files)]))),
-                      each(eval_images), len(args.files))
+    return throughput(each(lambda files: len(call(opencv_images(files)))), each(lambda files: len(call(pictures[:len(files)]))),
+                      each(opencv_images), len(args.files))
 
 
 # What is measured: {name in the table: function of args}. Some need TensorFlow as version 2 is by default, or must not have it, so
