@@ -4,6 +4,7 @@ VENV_TF1 := .venv-tf1
 VENV_HOROVOD := .venv-horovod
 VENV_INTEROP := .venv-interop
 VENV_IMGCLSMOB := .venv-imgclsmob
+VENV_GPU := .venv-gpu
 
 # As many tests at once as there are cores, at most four: each worker takes about 1.5 GB of memory.
 PYTEST := -m pytest -n logical --maxprocesses 4 --dist loadgroup
@@ -12,7 +13,8 @@ IMAGE := ghostnet-tf1
 LOAD := models/ghostnet_checkpoint
 
 .DEFAULT_GOAL := help
-.PHONY: help eval fetch data reproduce lint test test-all test-tf1 test-interop test-imgclsmob test-horovod test-docker train-digits clean
+.PHONY: help eval fetch data reproduce lint test test-all test-tf1 test-interop test-imgclsmob test-horovod test-docker gpu-venv test-gpu \
+	train-digits clean
 
 help:
 	@echo "make eval          evaluate the included network on 360 digits (installs $(VENV), 2.5 GB)"
@@ -28,6 +30,8 @@ help:
 	@echo "make test-imgclsmob  run those with Gluon, Chainer and tf2cv (needs CPython 3.7; $(VENV_IMGCLSMOB), 1.5 GB)"
 	@echo "make test-horovod  run those of several machines (needs CPython 3.7; $(VENV_HOROVOD), 2 GB)"
 	@echo "make test-docker   build the publication's image and test it (needs a Docker engine)"
+	@echo "make gpu-venv      install $(VENV_GPU), with the CUDA libraries (8 GB)"
+	@echo "make test-gpu      compare a GPU with the CPU, and measure it, in $(VENV_GPU)"
 	@echo "make clean         remove the environments and the prepared digits"
 	@echo "ARGS='...' are further flags, of main.py, of the script or of pytest."
 
@@ -71,6 +75,11 @@ test-interop: $(VENV_INTEROP)/installed $(VENV_TF1)/installed
 test-imgclsmob: $(VENV_IMGCLSMOB)/installed $(VENV)/installed
 	GHOSTNET_IMGCLSMOB_PYTHON=$(VENV_IMGCLSMOB)/bin/python $(VENV)/bin/python -m pytest tests/tools/test_foreign_files.py $(ARGS)
 
+gpu-venv: $(VENV_GPU)/installed
+
+test-gpu: $(VENV_GPU)/installed
+	$(VENV_GPU)/bin/python -m pytest -rsP tests/training/test_gpu.py $(ARGS)
+
 # Builds the era's image and runs it as its users do, the tests among them.
 test-docker: $(VENV)/installed
 	@docker info >/dev/null 2>&1 || { echo "make: no Docker engine answers 'docker info': start one" >&2; exit 2; }
@@ -99,6 +108,12 @@ $(VENV_INTEROP)/installed: $(VENV)/installed requirements-interop.txt requiremen
 	$(VENV_INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-interop.txt && \
 	$(VENV_INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV_INTEROP)/opencv4 \
 		-r requirements-opencv4.txt && \
+	touch $@
+
+$(VENV_GPU)/installed: $(VENV)/installed requirements-gpu.txt
+	@sh tools/environments.sh new $(VENV)/bin/python $(VENV_GPU) && \
+	echo "Installing requirements-gpu.txt into $(VENV_GPU) (about 8 GB, a few minutes)" && \
+	$(VENV_GPU)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-gpu.txt && \
 	touch $@
 
 $(VENV_TF1)/installed: requirements-tf1.txt
@@ -140,4 +155,4 @@ $(VENV_IMGCLSMOB)/installed: requirements-imgclsmob.txt
 	touch $@
 
 clean:
-	@sh tools/environments.sh clean $(VENV) $(VENV_TF1) $(VENV_HOROVOD) $(VENV_INTEROP) $(VENV_IMGCLSMOB)
+	@sh tools/environments.sh clean $(VENV) $(VENV_TF1) $(VENV_HOROVOD) $(VENV_INTEROP) $(VENV_IMGCLSMOB) $(VENV_GPU)

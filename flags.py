@@ -117,6 +117,7 @@ def parse_args(description=None):
     add_network_flags(parser.add_argument_group('network'))
     add_training_flags(parser.add_argument_group('training'))
     args = parser.parse_args()
+    args.changeable = ['--' + name for name in ('batch', 'epochs', 'lr') if hasattr(args, name)]    # when a run is resumed
     for name in ('variant', 'val_share', 'width_ratio', 'se', 'dw_code_str', 'ratio_code_str', 'batch', 'image_size'):
         setattr(args, name, getattr(args, name, None))    # not given
     for name in ('lr', 'epochs'):

@@ -91,17 +91,26 @@ class PictureBatches(DataFlow):
         batch (int): how many items a batch has, unless fewer are left.
         in_worker, here (EvalSample): for the workers, and for this process, which does again what fails there.
         processes (int): how many workers.
+        endless (bool): begin again after the last item, with the same workers.
     """
 
-    def __init__(self, items, batch, in_worker, here, processes):
-        self.items, self.batch, self.in_worker, self.here, self.processes = items, batch, in_worker, here, processes
+    def __init__(self, items, batch, in_worker, here, processes, endless=False):
+        self.items, self.batch, self.processes, self.endless = items, batch, processes, endless
+        self.in_worker, self.here = in_worker, here
 
     def __len__(self):
         return -(-len(self.items) // self.batch)
 
     def in_batches(self):
-        items = iter(self.items)
-        return iter(lambda: [tuple(item) for item in itertools.islice(items, self.batch)], [])
+        for _ in itertools.repeat(0) if self.endless else [0]:
+            batch = []
+            for item in self.items:
+                batch.append(tuple(item))
+                if len(batch) == self.batch:
+                    yield batch
+                    batch = []
+            if batch:
+                yield batch
 
     def __iter__(self):
         reader = self.here.reader
@@ -130,7 +139,7 @@ def train_dataflow(images, smallest_area, processes, reader=None):
                           TrainSample(reader, smallest_area, replace), processes)
 
 
-def eval_dataflow(images, batch, reader=None):
+def eval_dataflow(images, batch, reader=None, endless=False):
     """PictureBatches, the last one as small as it must be: validation in training.
 
     Args:
@@ -138,7 +147,7 @@ def eval_dataflow(images, batch, reader=None):
         reader (PictureReader): has the size. By default one that leaves out none.
     """
     reader = reader or PictureReader()
-    return PictureBatches(images, batch, EvalSample(ReaderInWorker(reader)), EvalSample(reader), cores())
+    return PictureBatches(images, batch, EvalSample(ReaderInWorker(reader)), EvalSample(reader), cores(), endless)
 
 
 # ----------------------------------------------------------------------------------------------------------------- model

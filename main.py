@@ -208,8 +208,8 @@ def run_train(args):
     with mismatch_explained(model, args.finetune):
         train(model, data, Run(
             args.log_dir, batch, args.epochs, seed=args.seed, record=record,
-            options=run_options(args, model, len(data.train), batch, tree.val_share), load=args.load, finetune=args.finetune,
-            patience=args.patience, resume=args.resume, gpus=gpus, towers=towers, workers=workers))
+            options=run_options(args, model, tree.val_share), load=args.load, finetune=args.finetune, patience=args.patience,
+            resume=args.resume, changeable=args.changeable, gpus=gpus, towers=towers, workers=workers))
 
 
 def source_to_train(args):
@@ -234,13 +234,11 @@ def batch_size(args, images, shares):
     return max(batch, 1)
 
 
-def run_options(args, model, images, batch, val_share):
-    """What a run depends on besides its seed, {name: value}: it can be resumed only with the same."""
-    options = {'--' + flag: getattr(args, flag) for flag in (
-        'dropout_keep_prob', 'epochs', 'freeze_bn', 'label_smoothing', 'lr', 'weight_decay')}
-    options.update({'--batch': batch, '--variant': model.variant, '--image_size': model.image_size,
-                    '--width_ratio': model.width, '--se': model.se,
-                    'number of classes': model.num_classes, 'number of training images': images})
+def run_options(args, model, val_share):
+    """What a run depends on besides what Run knows of itself, {name: value}: it can be resumed only with the same."""
+    options = {'--' + flag: getattr(args, flag) for flag in ('dropout_keep_prob', 'freeze_bn', 'label_smoothing', 'weight_decay')}
+    options.update({'--variant': model.variant, '--image_size': model.image_size, '--width_ratio': model.width, '--se': model.se,
+                    'number of classes': model.num_classes})
     for name, code, default in ('--dw_code_str', model.dw_code, 3), ('--ratio_code_str', model.ratio_code, 2):
         options[name] = None if set(code) == {default} else code
     added = {'--class_weights': args.class_weights, '--patience': args.patience, '--val_share': val_share}    # older runs lack them

@@ -34,6 +34,33 @@ def steps_per_epoch(images, batch):
     return images // batch
 
 
+class Schedule:
+    """The epochs and learning rates of a run by its global steps, which count from 1 and go on where --resume changes the batch.
+
+    Args:
+        images (int): of the training set.
+        batch, lr, epochs: see Recipe.
+        began (int, int): the step, and the epochs done by then, from which on the run has this batch.
+    """
+
+    def __init__(self, images, batch, lr, epochs, began=(0, 0)):
+        self.steps = steps_per_epoch(images, batch)
+        self.batch, self.lr, self.epochs, self.began = batch, lr, epochs, began
+        self.last = began[0] + (epochs - began[1]) * self.steps    # the step with which the run ends
+
+    def position(self, done):
+        """How many steps a run that has had this batch from its start would have done after so many."""
+        return done - self.began[0] + self.began[1] * self.steps
+
+    def epochs_done(self, done):
+        """How many epochs are done after so many steps."""
+        return self.position(done) // self.steps
+
+    def learning_rate(self, done):
+        """The learning rate of the step after so many: see `learning_rate`."""
+        return learning_rate(self.position(done), self.steps, self.epochs, self.lr, self.batch)
+
+
 def learning_rate(step, steps_per_epoch, epochs, lr, batch):
     """Linear warm-up from a quarter of the peak, then cosine to zero, updated every step. At batch 1024 the peak is 0.4.
 

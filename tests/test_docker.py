@@ -62,6 +62,13 @@ def test_the_test_suite_passes_inside():
     assert status == 0, out[-3000:] + err[-1000:]
 
 
+def test_training_has_more_batches_than_fit_into_shared_memory():
+    """Docker gives a container 64 MB, and three batches take 150."""
+    status, _, err = docker_run('--train', '--data_dir', 'data/digits', '--batch', 1024, '--width_ratio', 0.1, '--image_size', 128,
+                                '--epochs', 1, '--log_dir', '/tmp/log', flags=HARDENED)
+    assert status == 0 and err.count('/dev/shm has no room for 151 MB: the batches go through /tmp') == 1, err[-2000:]
+
+
 @pytest.mark.parametrize('cpus, cores', [('0.5', 1), ('1', 1), ('1.5', 2)])
 def test_a_quota_of_cpus_limits_the_cores(cpus, cores):
     status, out, err = docker_run('-c', 'from command_line import cores; print(cores())',

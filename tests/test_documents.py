@@ -93,6 +93,9 @@ ELSEWHERE = {
         'pip install --no-deps --target .venv/opencv4 -r requirements-opencv4.txt':
             ' --no-deps --target $(VENV_INTEROP)/opencv4 \\\n\t\t-r requirements-opencv4.txt && ',
         'docker build -f docker/Dockerfile -t ghostnet-tf1 .': 'docker build -f docker/Dockerfile -t $(IMAGE) .\n'},
+    'tests/test_makefile.py': {    # no GPU can be had
+        'make gpu-venv': "make(clone, 'gpu-venv')",
+        'make test-gpu': "make(clone, 'test-gpu')"},
     'tests/test_fetch.py': {
         "make fetch ARGS='--from <folder>'": "'--from', os.path.dirname(checkpoint))\n",
         "make fetch ARGS='--verify'": "'--verify')[0] == 0\n"},

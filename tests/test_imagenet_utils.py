@@ -38,6 +38,8 @@ def test_evaluation_dataflow_ends_with_a_smaller_batch(tmp_path):
     assert [len(image) for image, _ in batches] == [3, 3, 2]
     assert batches[0][0].dtype == np.uint8 and batches[0][0].shape[1:] == (224, 224, 3)
     assert np.concatenate([label for _, label in batches]).tolist() == [0, 1] * 4
+    ds = imagenet_utils.eval_dataflow(images, 3, endless=True)    # a round after the other
+    assert len(ds) == 3 and [len(image) for image, _ in itertools.islice(iter(ds), 7)] == [3, 3, 2, 3, 3, 2, 3]
 
 
 def test_shuffled_images_are_each_seen_once_an_epoch_and_go_on_where_they_were_left(tmp_path):

@@ -9,8 +9,8 @@ from conftest import ROOT
 
 pytestmark = pytest.mark.skipif(shutil.which('make') is None, reason="needs make")
 
-VENVS = ['.venv', '.venv-tf1', '.venv-horovod', '.venv-interop', '.venv-imgclsmob']
-TARGETS = dict(zip(VENVS, ['eval', 'test-tf1', 'test-horovod', 'test-interop', 'test-imgclsmob']))
+VENVS = ['.venv', '.venv-tf1', '.venv-horovod', '.venv-interop', '.venv-imgclsmob', '.venv-gpu']
+TARGETS = dict(zip(VENVS, ['eval', 'test-tf1', 'test-horovod', 'test-interop', 'test-imgclsmob', 'gpu-venv']))
 STAND_IN = '''#!/bin/sh
 echo "$@" >> "%s/log"
 case "$1 $2" in
@@ -90,6 +90,14 @@ def test_what_make_did_not_make_stays(clone, tmp_path, kind):
     after = files(tmp_path)
     after.pop(str(clone / 'log'), None)
     assert after == before
+
+
+def test_gpus_have_an_environment_of_their_own(clone):
+    assert make(clone, 'gpu-venv') == (0, 'Installing requirements.txt into .venv with Python (about 2.5 GB, a few minutes)\n'
+                                       'Installing requirements-gpu.txt into .venv-gpu (about 8 GB, a few minutes)\n', [])
+    assert (clone / 'log').read_text().endswith(' -r requirements-gpu.txt\n')
+    assert make(clone, 'test-gpu')[0] == 0
+    assert (clone / 'log').read_text().endswith('\n-m pytest -rsP tests/training/test_gpu.py\n')
 
 
 def test_an_environment_that_is_made_with_another_one(clone):

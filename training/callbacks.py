@@ -159,7 +159,7 @@ class Validation(DataParallelInferenceRunner):
     """Top-1 and top-5 error of the validation images, on all towers."""
 
     def __init__(self, data, num_classes, towers, dtypes, guard):
-        self.data, self.guard = KeepError(eval_dataflow(data.val, 32, data.reader)), guard
+        self.data, self.guard = KeepError(eval_dataflow(data.val, 32, data.reader, endless=True)), guard
         super(Validation, self).__init__(
             RoundInput(self.data, queue=tf.FIFOQueue(4, dtypes)),
             [ClassificationError('wrong-top%d' % k, 'val-error-top%d' % k) for k in tops(num_classes)], towers)

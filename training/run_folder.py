@@ -25,6 +25,8 @@ from recipe import IMAGE_SIZE
 # What a kill has left, of this project's first versions too: they had no folders for it.
 UNFINISHED = re.compile(r'unfinished-(model-\d+|best-\d+|ghostnet_checkpoint)\.|(stats\.json|run\.json|curves\.png).*\.tmp$')
 
+BATCHES = 'batches'    # in run.json: [[the step from which on the run has a batch, the epochs done by then, that batch], ...]
+
 # What a run continues with: all but moving averages of what is reported, which Tensorpack 0.9.7 saves and 0.11 does not.
 STATE = re.compile('^(?!EMA/)')
 
@@ -91,8 +93,13 @@ def locked(folder):
         lock.release()
 
 
-def check_options(folder, options, seed):
-    """Compares `options` and `seed` with those of the run in a folder. Returns its seed."""
+# Where a run continues: the steps done; the CheckpointRestore to continue from, or None; its seed; `began` of its recipe.Schedule;
+# which options are not as before, {name: former value}.
+Opened = collections.namedtuple('Opened', 'step restore seed began changed')
+
+
+def check_options(folder, options, seed, changeable):
+    """Compares `options` and `seed` with those of the run in a folder. Returns the latter's, and its seed."""
     path = os.path.join(folder, 'run.json')
     try:
         with open(path) as f:
@@ -103,24 +110,40 @@ def check_options(folder, options, seed):
     except (OSError, ValueError, AttributeError) as error:
         raise InputError("cannot read %s, which records what the run was started with (%s): name another --log_dir" % (path, error))
     for name, value in sorted(options.items()) + [('--seed', started_with if seed is None else seed)]:
-        if before.get(name) != value:
+        if before.get(name) != value and name not in changeable:
             raise InputError("%s was %s when the run in --log_dir %s was started, and is %s now: give it as then"
                              % (name, before.get(name), folder, value))
-    return started_with
+    return before, started_with
 
 
-def open_run(folder, options, seed, resume):
+def batches_of(before, options, done):
+    """The list BATCHES of a run that did `done` steps with the options `before`, and continues with `options`.
+
+    Raises InputError if it has done more epochs than it should take in all.
+    """
+    images = options['number of training images']
+    batches = [entry for entry in before.get(BATCHES, [[0, 0, before['--batch']]]) if entry[0] <= done]
+    step, epoch, batch = batches[-1]
+    epoch += (done - step) // (images // batch)
+    if epoch > options['--epochs']:
+        raise InputError("the run has done %d epochs, more than --epochs %d" % (epoch, options['--epochs']))
+    return batches if batch == options['--batch'] else [b for b in batches if b[0] < done] + [[done, epoch, options['--batch']]]
+
+
+def open_run(folder, options, seed, resume, changeable=()):
     """Prepares the folder for a new run, or finds where an interrupted one continues.
 
     Args:
-        options (dict): what the run depends on besides the seed: {name: value}.
+        options (dict): what the run depends on besides the seed: {name: value}; '--batch', '--epochs' and 'number of training
+            images' are among them.
         seed (int): None for that of the run that is resumed, or for a new one.
+        changeable (list of str): those of '--batch', '--epochs' and '--lr' that may be others than before.
     Returns:
-        (int, CheckpointRestore, int): the steps done; from what to continue, or None; the seed.
+        Opened
     Raises:
         InputError: the folder has another run's files, or its checkpoints cannot be read.
     """
-    steps, record = saved_steps(folder, 'model'), os.path.join(folder, 'run.json')
+    steps, record, before = saved_steps(folder, 'model'), os.path.join(folder, 'run.json'), options
     results = steps + saved_steps(folder, 'best') + glob.glob(os.path.join(glob.escape(folder), 'ghostnet_checkpoint.*'))
     if results and not resume:
         raise InputError("--log_dir %s has the checkpoints of another run: add --resume to continue it, or name another folder"
@@ -128,7 +151,7 @@ def open_run(folder, options, seed, resume):
     if (results and not steps) or (os.path.exists(os.path.join(folder, JSONWriter.FILENAME)) and not os.path.exists(record)):
         raise InputError("--log_dir %s has results, but not all that it takes to continue from there: name another folder" % folder)
     if steps:
-        seed = check_options(folder, options, seed)
+        before, seed = check_options(folder, options, seed, changeable)
     elif seed is None:
         seed = int.from_bytes(os.urandom(4), 'little') >> 1
     done, restore = 0, None
@@ -140,10 +163,12 @@ def open_run(folder, options, seed, resume):
             logger.warning("%s; taking the one before", error)
     if steps and restore is None:
         raise InputError("none of the checkpoints in --log_dir %s can be read: name another folder, and start again" % folder)
+    batches = batches_of(before, options, done)
     if os.path.exists(record):
         clean_up(folder, done)
-    write_json(record, collections.OrderedDict(sorted(dict(options, **{'--seed': seed}).items())))
-    return done, restore, seed
+    write_json(record, collections.OrderedDict(sorted(dict(options, **{'--seed': seed, BATCHES: batches}).items())))
+    changed = {name: before[name] for name in changeable if before[name] != options[name]}
+    return Opened(done, restore, seed, tuple(batches[-1][:2]), changed)
 
 
 def clean_up(folder, done):

@@ -17,7 +17,7 @@ from command_line import InputError, Stopped, cores, quiet_tensorpack, write_jso
 from ghostnet import TOP, absent_top, all_but
 from imagenet_utils import ShuffledImages, layout_explained, measured, session_creator, train_dataflow
 from pictures import listed
-from recipe import learning_rate, steps_per_epoch
+from recipe import Schedule, steps_per_epoch
 from training.callbacks import Checkpoints, EpochMeans, Guard, LearningRate, Progress, Validation, not_finite
 from training.curves import draw_curves
 from training.inputs import KeepError, SplitInput
@@ -27,7 +27,7 @@ from training.workers import OneWorker
 # Images to train on and to validate on, both [[path, label], ...], the smallest share of an image that a crop may have, and the
 # PictureReader.
 Data = collections.namedtuple('Data', 'train val smallest_area reader')
-Start = collections.namedtuple('Start', 'step restore seed enough')                 # where a run begins, if patience is not over
+Start = collections.namedtuple('Start', 'step restore seed began enough')           # where a run begins, if patience is not over
 Outcome = collections.namedtuple('Outcome', 'step diverged signum errors enough')   # how its training ended
 
 
@@ -44,14 +44,16 @@ class Run:
         load (str): checkpoint to start from; with `finetune`, all but its last layer.
         patience (int): end after so many epochs without a lower validation error, with the weights of that; None for never.
         resume (bool): continue after the last checkpoint in the folder, if there is one.
+        changeable (list of str): those of '--batch', '--epochs' and '--lr' that may then be others than before.
         gpus (int): GPUs to train on; 0 for the device that TensorFlow picks, or for
         towers (int): as many replicas on the CPU.
         workers: the processes that train together, see training/workers.py. Worker 0 alone validates and writes.
     """
 
     def __init__(self, folder, batch, epochs, seed=None, record=UNRECORDED, options=(), load=None,
-                 finetune=False, patience=None, resume=False, gpus=0, towers=1, workers=None):
-        self.folder, self.batch, self.epochs, self.seed, self.options = folder, batch, epochs, seed, dict(options)
+                 finetune=False, patience=None, resume=False, changeable=(), gpus=0, towers=1, workers=None):
+        self.folder, self.batch, self.epochs, self.seed = folder, batch, epochs, seed
+        self.options, self.changeable = dict(options, **{'--batch': batch, '--epochs': epochs}), changeable
         self.record, self.patience = record, patience
         self.load, self.finetune, self.resume = load, finetune, resume
         self.workers = workers or OneWorker()
@@ -71,19 +73,22 @@ def train(model, data, run):
             is not finite; a checkpoint cannot be written; or see `open_run`.
         Stopped: SIGINT or SIGTERM came.
     """
-    steps = steps_per_epoch(len(data.train), run.batch)
+    steps_per_epoch(len(data.train), run.batch)    # now, rather than when the folder is made
+    run.options.update({'--lr': model.lr, 'number of training images': len(data.train)})
     need_memory(1)    # what a small batch takes besides; a larger one takes more
     check_shares(run)
     with contextlib.ExitStack() as stack:
         start = agree_on_start(run, stack)
+        schedule = Schedule(len(data.train), run.batch, model.lr, run.epochs, start.began)
         if start.step:
-            logger.info("Continuing after epoch %d, step %d", start.step // steps, start.step)
+            logger.info("Continuing after epoch %d, step %d, with the learning rate %g",
+                        schedule.epochs_done(start.step), start.step, schedule.learning_rate(start.step))
         outcome = Outcome(start.step, None, None, [], start.enough)
-        if start.step < steps * run.epochs and not start.enough:
+        if start.step < schedule.last and not start.enough:
             stack.enter_context(logging_errors_hidden())
-            outcome = fit(model, data, run, start, steps)
+            outcome = fit(model, data, run, start, schedule)
         try:
-            conclude_run(run, outcome, steps)
+            conclude_run(run, outcome, schedule)
         finally:
             if run.chief:
                 try_to_draw_curves(run.folder)
@@ -100,25 +105,29 @@ def check_shares(run):
 
 def agree_on_start(run, stack):
     """Where the run begins, a Start: worker 0 opens the folder, until `stack` is closed, and the others learn of it."""
-    start, refusal = Start(0, None, None, False), None
+    start, refusal = Start(0, None, None, None, False), None
     if run.chief:
         try:
             stack.enter_context(locked(run.folder))
-            start = Start(*open_run(run.folder, run.options, run.seed, run.resume),
-                          enough=patience_is_over(run.folder, run.patience))
+            opened = open_run(run.folder, run.options, run.seed, run.resume, run.changeable)
+            start = Start(opened.step, opened.restore, opened.seed, opened.began, patience_is_over(run.folder, run.patience))
             stack.enter_context(logging_to(run.folder))
+            for name, before in sorted(opened.changed.items()):
+                logger.warning("%s was %g, and is %g from here on: the learning rate is that of a run which has always had it",
+                               name, before, run.options[name])
             if start.step == 0 and run.load is not None:
                 start = start._replace(restore=restore_for_start(run))
         except InputError as error:
             refusal = error
     else:
         quiet_tensorpack()
-    step, seed, enough, refused = run.workers.broadcast((start.step, start.seed, start.enough, refusal is not None))
+    step, seed, began, enough, refused = run.workers.broadcast(
+        (start.step, start.seed, start.began, start.enough, refusal is not None))
     if refusal is not None:
         raise refusal
     if refused:
         wait_for_chief_to_end(run.workers)
-    return start._replace(step=step, seed=seed, enough=enough)
+    return start._replace(step=step, seed=seed, began=began, enough=enough)
 
 
 def restore_for_start(run):
@@ -139,17 +148,17 @@ def wait_for_chief_to_end(workers):
     raise InputError("worker 0 has ended: see what it prints")
 
 
-def fit(model, data, run, start, steps):
-    """Trains from `start` to the end, or to where it is stopped, with `steps` an epoch. Returns an Outcome."""
+def fit(model, data, run, start, schedule):
+    """Trains from `start` to the end of a Schedule, or to where it is stopped. Returns an Outcome."""
     workers = run.workers
     with tf.Graph().as_default():
         # Dropout continues differently in a run that is resumed, and is different in each worker.
         tf.set_random_seed((start.seed + start.step + workers.rank) % 2 ** 31)
         threads = max(1, cores() // workers.local_size)
         guard, dtypes = Guard(workers), [spec.dtype for spec in model.inputs()]
-        images = ShuffledImages(data.train, start.seed, run.batch, start.step, workers.rank, workers.size)
+        images = ShuffledImages(data.train, start.seed, run.batch, schedule.position(start.step), workers.rank, workers.size)
         dataflow = KeepError(train_dataflow(images, data.smallest_area, threads, data.reader))
-        callbacks = [LearningRate(lambda step: learning_rate(step, steps, run.epochs, model.lr, run.batch)), guard]
+        callbacks = [LearningRate(schedule.learning_rate), guard]
         monitors, watched = [], []
         if run.chief:
             validation = Validation(data, model.num_classes, run.towers, dtypes, guard)
@@ -169,8 +178,8 @@ def fit(model, data, run, start, steps):
                     RunUpdateOps()],
                 # On CPUs, rewriting the graphs takes ten seconds and makes no step faster.
                 session_init=start.restore, session_creator=session_creator(threads, rewrite=not only_cpus()),
-                steps_per_epoch=steps, starting_epoch=start.step // steps + 1, max_epoch=run.epochs), trainer)
-    if trainer.global_step < steps * run.epochs:    # else what was read ahead of the end does not matter
+                steps_per_epoch=schedule.steps, starting_epoch=schedule.epochs_done(start.step) + 1, max_epoch=run.epochs), trainer)
+    if trainer.global_step < schedule.last:    # else what was read ahead of the end does not matter
         watched.append(dataflow)
     if data.reader.left_out:
         logger.warning("%d broken pictures were left out, see left_out.json; others took their places in training",
@@ -218,15 +227,15 @@ def logging_to(folder):
             handler.close()
 
 
-def conclude_run(run, outcome, steps):
+def conclude_run(run, outcome, schedule):
     """Writes the result into the folder, if this is worker 0; raises what ended the training early."""
     if outcome.diverged is not None:
-        raise not_finite(outcome.diverged, (outcome.diverged - 1) // steps + 1)
+        raise not_finite(outcome.diverged, schedule.epochs_done(outcome.diverged - 1) + 1)
     if outcome.errors:
         raise outcome.errors[0]
-    finished = outcome.enough or outcome.step == steps * run.epochs
+    finished = outcome.enough or outcome.step == schedule.last
     if run.chief:
-        last = os.path.join(run.folder, 'model-%d' % (steps * run.epochs))
+        last = os.path.join(run.folder, 'model-%d' % schedule.last)
         finished = outcome.enough or os.path.exists(last + '.index')
         if run.patience is not None:
             last = os.path.join(run.folder, 'best-%d' % max(saved_steps(run.folder, 'best'), default=0))
@@ -234,7 +243,7 @@ def conclude_run(run, outcome, steps):
             save_again(last, os.path.join(run.folder, 'ghostnet_checkpoint'))
     if not finished:
         raise Stopped("stopped after step %d of %d: the same command with --resume continues after the last whole epoch"
-                      % (outcome.step, steps * run.epochs), outcome.signum or signal.SIGTERM)
+                      % (outcome.step, schedule.last), outcome.signum or signal.SIGTERM)
 
 
 def try_to_draw_curves(folder):

@@ -10,6 +10,7 @@ from tf_compat import tf
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 
 from checkpoints import CheckpointRestore
@@ -62,11 +63,20 @@ def test_run_leaves_what_it_promises(small, tmp_path):
     assert not [name for name in os.listdir(str(log_dir)) if 'unfinished' in name or name.endswith('.tmp')]
 
     assert '--resume' in refused(*run)
-    assert '--batch was 16' in refused(*(run + ['--resume', '--batch', 32]))
+    assert '--weight_decay was 4e-05' in refused(*(run + ['--resume', '--weight_decay', 0]))
     # A run that is finished stays so; what a kill at the very end prevented is made up for.
     os.remove(str(log_dir / 'ghostnet_checkpoint.index'))
     train(*(run + ['--resume']))
     assert len(stats_of(log_dir)) == 3 and wrong(small, log_dir / 'ghostnet_checkpoint', tmp_path) == round(errors[-1] * VALIDATION)
+
+    # Two more epochs, of two larger batches each.
+    train(*(run + ['--resume', '--epochs', 5, '--batch', 32]))
+    stats = stats_of(log_dir)
+    assert [(entry['epoch_num'], entry['global_step']) for entry in stats[3:]] == [(4, 14), (5, 16)]
+    assert abs(stats[3]['learning_rate'] / learning_rate(7, 2, 5, 0.1, 32) - 1) < 1e-5
+    log = (log_dir / 'log.log').read_text()
+    assert '--batch was 16, and is 32 from here on' in log and 'after epoch 3, step 12, with the learning rate' in log
+    assert wrong(small, log_dir / 'ghostnet_checkpoint', tmp_path) == round(stats[-1]['val-error-top1'] * VALIDATION)
 
 
 def test_two_runs_in_one_process(small, tmp_path):
@@ -112,6 +122,22 @@ def test_signals_stop_cleanly_and_a_resumed_run_ends_like_an_uninterrupted_one(s
     assert abs(other['learning_rate'] / learning_rate(15, STEPS, 4, 0.001, 16) - 1) < 1e-5
     for kind, tolerance in (('/W', 1e-6), ('/W/Momentum', 0.01), ('/mean/EMA', 1e-4), ('/variance/EMA', 1e-4)):
         assert difference(one, other, kind) < tolerance, kind
+
+
+@pytest.mark.once
+@pytest.mark.slow
+@pytest.mark.parametrize('which', [0, -1], ids=['training', 'validation'])
+def test_a_worker_process_that_is_killed_ends_the_run_with_one_line(small, tmp_path, which):
+    log_dir, output = tmp_path / 'log', tmp_path / 'output'
+    with started(flags(small, log_dir, '--epochs', 1000), output) as process:
+        wait_for(process, log_dir / 'model-4.index', output)
+        workers = [child for child in psutil.Process(process.pid).children() if 'processes.py' in ' '.join(child.cmdline())]
+        sorted(workers, key=lambda worker: worker.pid)[which].kill()
+        assert process.wait(30) == 2
+    last = output.read_text().splitlines()[-1]
+    assert last.startswith('main.py: a worker process was killed by signal 9') and 'Traceback' not in output.read_text()
+    _, alive = psutil.wait_procs(workers, 1)
+    assert not [worker for worker in alive if worker.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.mark.once
