@@ -125,6 +125,14 @@ def test_everything_can_be_imported_without_fcntl():
     assert run.returncode == 0, run.stderr
 
 
+@pytest.mark.xdist_group('rooms')
+def test_a_group_of_tests_stays_together(request):
+    """In one worker of pytest-xdist, so that what takes minutes to make is made once. It lets a worker know by the name."""
+    if not getattr(request.config.option, 'loadgroup', False):
+        pytest.skip("needs --dist loadgroup: make test")
+    assert request.node.nodeid.endswith('@rooms')
+
+
 @pytest.mark.skipif(sys.version_info < (3, 8), reason="this Python can only parse its own version")
 def test_tests_parse_with_cpython_3_6_too():
     for folder, _, files in os.walk(os.path.join(ROOT, 'tests')):

@@ -7,6 +7,7 @@ from pages import chromium
 from conftest import DIGITS_CHECKPOINT, run_main
 from trees import link_tree
 
+pytestmark = pytest.mark.xdist_group('report')    # so that `report` is made once
 EVIL = ['<img src=x onerror=document.title="evil">', '</title><script>document.title="evil"</script>', "'\"><svg onload=alert(1)>",
         '{{ 7 * 7 }}', '<b>bold</b> & "quoted"']
 

@@ -16,6 +16,7 @@ from command_line import ROOT
 from conftest import DIGITS_CHECKPOINT, refused, run_main
 
 SHOWN = NAMES[:6] + ['\\xff7'] + NAMES[7:]    # a byte that is not UTF-8 is escaped
+pytestmark = pytest.mark.xdist_group('web page')    # so that `page` is made once
 EXPORT = {'script': ['-m', 'tools.export']}
 TURNED = b'\xff\xe1\x00\x22Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0'    # EXIF: by 90 degrees
 

@@ -1,5 +1,4 @@
 """Training as a user runs it, on a few of the digits: recipe, towers, interruptions, fine-tuning, mistakes."""
-import json
 import logging
 import os
 import re
@@ -161,9 +160,7 @@ def test_killed_at_any_moment(small, tmp_path):
             known = [entry['global_step'] for entry in stats_of(log_dir)]
             assert known == list(range(1, len(known) + 1)) and reached <= len(known) <= reached + 1
     assert reached >= KILLS // 2
-    record = json.loads((log_dir / 'run.json').read_text())
-    record['--epochs'] = epochs = reached + 3    # an end that is near
-    (log_dir / 'run.json').write_text(json.dumps(record))
+    epochs = reached + 3    # an end that is near
     train(*(run + ['--epochs', epochs]))
     stats = stats_of(log_dir)
     assert [entry['epoch_num'] for entry in stats] == list(range(1, epochs + 1)) and stats[-1]['global_step'] == epochs
