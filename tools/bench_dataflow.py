@@ -16,7 +16,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))    # python tools/bench_dataflow.py works too
 
-from command_line import Parser, check_writable, cores, number, positive, run, write_json
+from command_line import Parser, check_writable, cores, number, positive, run, up_to, write_json
 
 
 class Sleep:
@@ -106,8 +106,8 @@ def main(args):
 
 
 def numbers(text):
-    """An argparse type: positive integers, separated by commas."""
-    return [positive()(part) for part in text.split(',')]
+    """An argparse type: integers from 1, separated by commas."""
+    return [up_to(1024)(part) for part in text.split(',')]
 
 
 def parse_args():
