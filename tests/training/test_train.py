@@ -94,6 +94,7 @@ def test_two_runs_in_one_process(small, tmp_path):
 
 # ---------------------------------------------------------------------------------------------------------- interruptions
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_signals_stop_cleanly_and_a_resumed_run_ends_like_an_uninterrupted_one(small, tmp_path):
     whole, log_dir, output = tmp_path / 'whole', tmp_path / 'log', tmp_path / 'output'
@@ -191,6 +192,7 @@ def test_towers_average_the_gradient_of_the_whole_batch(sixteen, tmp_path):
     assert not np.array_equal(before['MobileNetV2/Conv2d_0/W'], two['MobileNetV2/Conv2d_0/W'])
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_seed_fixes_weights_order_and_augmentation(small, tmp_path):
     for name, seed in (('one', 3), ('again', 3), ('other', 4)):
