@@ -9,6 +9,7 @@ import sys
 import zlib
 
 import numpy as np
+import psutil
 import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -57,6 +58,23 @@ def small(tmp_path_factory):
     archives, _, _ = small_archives(folder, 30, 2, photograph)
     made(*flags(archives, folder / 'tree'))
     return archives, str(folder / 'tree')
+
+
+def worker_processes(pid=None):
+    """The worker processes that read pictures for a process, this one by default, in the order in which they began."""
+    found = []
+    for child in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.Error):    # it has ended meanwhile
+            found += [child] if 'processes.py' in ' '.join(child.cmdline()) else []
+    return sorted(found, key=lambda child: child.pid)
+
+
+def ended(process):
+    """Whether a process has ended, although nobody may have asked for its status."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def run_main(*args, **kwargs):

@@ -1,5 +1,4 @@
 """Worker processes: their order, and that nothing hangs or stays, however they or their parent end."""
-import contextlib
 import os
 import signal
 import subprocess
@@ -7,30 +6,12 @@ import sys
 import time
 
 import numpy as np
-import psutil
 import pytest
 from picture_tasks import SHAPE, squares
 
 import processes
 from command_line import InputError
-from conftest import ROOT
-
-
-def children(pid=None):
-    """The worker processes of a process, this one by default."""
-    found = []
-    for child in psutil.Process(pid).children():
-        with contextlib.suppress(psutil.Error):    # it has ended meanwhile
-            found += [child] if 'processes.py' in ' '.join(child.cmdline()) else []
-    return found
-
-
-def ended(process):
-    """Whether a process has ended, although nobody may have asked for its status."""
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
+from conftest import ROOT, ended, worker_processes
 
 
 def wait_for(condition, seconds):
@@ -51,7 +32,7 @@ def test_batches_come_in_order_whatever_the_timing(workers, largest):
     arrays = np.concatenate([arrays for arrays, _ in made])
     assert arrays.dtype == np.uint8 and arrays.shape == (100,) + SHAPE
     assert np.array_equal(arrays[:, 1, 2], np.uint8(np.square(numbers) % 256))
-    assert not children()
+    assert not worker_processes()
 
 
 def test_what_fails_in_a_worker_is_done_again_here():
@@ -59,29 +40,29 @@ def test_what_fails_in_a_worker_is_done_again_here():
     assert results == [3, 4, 5] and arrays[:, 0, 0].tolist() == [9, 16, 25]
     with pytest.raises(ValueError, match='2 is wrong'):
         list(squares([[('slow', 1), ('fails', 2)]], 2, 2))
-    assert not children()
+    assert not worker_processes()
 
 
 def test_a_worker_that_is_killed_ends_the_iteration():
     start = time.time()
     with pytest.raises(InputError, match='killed by signal 9, at (slow|killed) or one of the'):
         list(squares([[('slow', n) for n in range(39)] + [('killed', 39)]] * 5, 40, 3))
-    assert not children() and time.time() - start < 10
+    assert not worker_processes() and time.time() - start < 10
     iterator = iter(squares([[('slow', n) for n in range(8)]] * 50, 8, 3))    # while nothing is asked of it
     next(iterator)
-    children()[0].kill()
+    worker_processes()[0].kill()
     with pytest.raises(InputError, match='killed by signal 9'):
         list(iterator)
-    assert not children()
+    assert not worker_processes()
 
 
 def test_an_iteration_that_is_left_leaves_nothing():
     """In the middle of the workers' work."""
     iterator = iter(squares([[('slow', 1)] * 8] + [[('asleep', 1)] * 8] * 8, 8, 3))
     next(iterator)
-    assert len(children()) == 3
+    assert len(worker_processes()) == 3
     iterator.close()
-    assert not children()
+    assert not worker_processes()
 
 
 @pytest.mark.parametrize('signum', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -92,9 +73,9 @@ def test_a_parent_that_ends_takes_its_workers_along(signum):
                               stderr=subprocess.DEVNULL, env=dict(os.environ, PYTHONPATH=ROOT))
     try:
         assert parent.stdout.readline() == b'started\n'
-        assert wait_for(lambda: len(children(parent.pid)) == 3, 20)
+        assert wait_for(lambda: len(worker_processes(parent.pid)) == 3, 20)
         time.sleep(1)    # until they sleep
-        workers = children(parent.pid)
+        workers = worker_processes(parent.pid)
         parent.send_signal(signum)
         parent.wait(5)
         assert wait_for(lambda: all(map(ended, workers)), 1)

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from checkpoints import CheckpointRestore
-from conftest import DIGITS_CHECKPOINT, random_checkpoint, refused, run_main, small_disk
+from conftest import DIGITS_CHECKPOINT, ended, random_checkpoint, refused, run_main, small_disk, worker_processes
 from dataset import read_images
 from ghostnet import GhostNet
 from pictures import PictureReader
@@ -131,13 +131,13 @@ def test_a_worker_process_that_is_killed_ends_the_run_with_one_line(small, tmp_p
     log_dir, output = tmp_path / 'log', tmp_path / 'output'
     with started(flags(small, log_dir, '--epochs', 1000), output) as process:
         wait_for(process, log_dir / 'model-4.index', output)
-        workers = [child for child in psutil.Process(process.pid).children() if 'processes.py' in ' '.join(child.cmdline())]
-        sorted(workers, key=lambda worker: worker.pid)[which].kill()
+        workers = worker_processes(process.pid)
+        workers[which].kill()
         assert process.wait(30) == 2
     last = output.read_text().splitlines()[-1]
     assert last.startswith('main.py: a worker process was killed by signal 9') and 'Traceback' not in output.read_text()
     _, alive = psutil.wait_procs(workers, 1)
-    assert not [worker for worker in alive if worker.status() != psutil.STATUS_ZOMBIE]
+    assert all(map(ended, alive))
 
 
 @pytest.mark.once
