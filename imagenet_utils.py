@@ -8,7 +8,7 @@ from tf_compat import tf
 
 import numpy as np
 from tensorpack import ModelDesc
-from tensorpack.dataflow import DataFlow, DataFromList, ProxyDataFlow
+from tensorpack.dataflow import DataFlow
 from tensorpack.models import regularize_cost
 from tensorpack.tfutils.gradproc import ScaleGradient
 from tensorpack.tfutils.optimizer import apply_grad_processors
@@ -28,36 +28,24 @@ MEAN, STD = np.float32([0.406, 0.456, 0.485]), np.float32([0.225, 0.224, 0.229])
 
 # ------------------------------------------------------------------------------------------------------------- dataflows
 
-class OrderedThreadMap(ProxyDataFlow):
-    """MapData in threads, which keeps the order and hands an exception of the function to whoever iterates.
-
-    (Tensorpack's MultiThreadMapData mixes the order up, and waits for ever when the function raises.) `window` is how many
-    datapoints are worked on or kept ready.
-    """
-
-    def __init__(self, ds, num_threads, func, window):
-        super(OrderedThreadMap, self).__init__(ds)
-        self.num_threads, self.func, self.window = num_threads, func, window
-
-    def __iter__(self):
-        pending = collections.deque()
-        pool = concurrent.futures.ThreadPoolExecutor(self.num_threads)
-        try:
-            for datapoint in self.ds:
-                pending.append(pool.submit(self.func, datapoint))
-                if len(pending) >= self.window:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
-            pool.shutdown()
-
-
 def in_order(function, items, jobs):
-    """What `function` returns for each of `items`, in their order: `jobs` threads at a time, and few results kept ready."""
-    return iter(OrderedThreadMap(DataFromList(items, shuffle=False), jobs, function, 4 * jobs))
+    """What `function` returns for each of `items`, in their order: `jobs` threads at a time, and few results kept ready.
+
+    Whoever iterates gets what the function raises. (Tensorpack's MultiThreadMapData mixes the order up, and waits for ever then.)
+    """
+    pending = collections.deque()
+    pool = concurrent.futures.ThreadPoolExecutor(jobs)
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) >= 4 * jobs:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
+        pool.shutdown()
 
 
 class ShuffledImages(DataFlow):
@@ -87,7 +75,7 @@ class PictureBatches(DataFlow):
     """DataFlow of [uint8 (batch, size, size, 3), int (batch,)] that worker processes make. What is left out is not in a batch.
 
     Args:
-        items: iterable of what `sample` takes.
+        items: iterable of what `here` takes.
         batch (int): how many items a batch has, unless fewer are left.
         in_worker, here (EvalSample): for the workers, and for this process, which does again what fails there.
         processes (int): how many workers.

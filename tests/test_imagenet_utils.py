@@ -4,7 +4,6 @@ import time
 
 import numpy as np
 import pytest
-from tensorpack.dataflow import DataFromList
 
 import augmentation
 import imagenet_utils
@@ -14,20 +13,16 @@ from pictures import BrokenPicture, PictureReader, read_image
 from trees import make_tree
 
 
-def test_ordered_map_keeps_the_order_and_raises():
+def test_threads_keep_the_order_and_raise():
     def slow(datapoint):
         time.sleep(0.01 * (5 - datapoint[0] % 5))
         if datapoint[0] == 37:
             raise InputError('thirty-seven')
         return [datapoint[0] * 2]
 
-    ds = imagenet_utils.OrderedThreadMap(DataFromList([[i] for i in range(30)], shuffle=False), 3, slow, 7)
-    ds.reset_state()
-    assert [dp[0] for dp in ds] == [2 * i for i in range(30)]
-    ds = imagenet_utils.OrderedThreadMap(DataFromList([[i] for i in range(60)], shuffle=False), 3, slow, 7)
-    ds.reset_state()
+    assert [dp[0] for dp in imagenet_utils.in_order(slow, [[i] for i in range(30)], 3)] == [2 * i for i in range(30)]
     with pytest.raises(InputError, match='thirty-seven'):
-        list(ds)
+        list(imagenet_utils.in_order(slow, [[i] for i in range(60)], 3))
 
 
 def test_evaluation_dataflow_ends_with_a_smaller_batch(tmp_path):

@@ -51,13 +51,13 @@ def of_threads(args, workers):
     import numpy as np
 
     from augmentation import augment
-    from imagenet_utils import OrderedThreadMap
+    from imagenet_utils import in_order
     from pictures import read_image
 
     def sample(datapoint):
         path, label, seed = datapoint
         return augment(read_image(path), np.random.RandomState(seed), smallest_area()), label
-    samples = iter(OrderedThreadMap(shuffled(args), workers, sample, 4 * workers))
+    samples = in_order(sample, shuffled(args), workers)
     while True:
         pictures, labels = zip(*itertools.islice(samples, args.batch))
         yield [np.stack(pictures), np.array(labels)]
@@ -76,14 +76,14 @@ def shuffled(args):
 
 def rate(batches, args):
     """Images/s over `args.seconds`, once as many batches have come as are made ahead."""
+    from evaluation.throughput import images_per_second
     batches = iter(batches)
     for _ in range(8):
         next(batches)
-    start, count = time.time(), 0
-    while time.time() - start < args.seconds:
-        count += len(next(batches)[0])
-    batches.close()
-    return count / (time.time() - start)
+    try:
+        return images_per_second(lambda: next(batches), args.batch, args.seconds)
+    finally:
+        batches.close()
 
 
 def main(args):

@@ -22,14 +22,8 @@ from tools.export.child import end_with_parent
 def dataflow(args):
     from tf_compat import tf  # noqa: F401
 
-    from dataset import open_tree
-    from evaluation.throughput import images_per_second
-    from imagenet_utils import ShuffledImages, train_dataflow
-    from recipe import smallest_area
-    ds = train_dataflow(ShuffledImages(open_tree(args.data_dir).images('train'), 0, args.batch), smallest_area(1), cores())
-    ds.reset_state()
-    batches = iter(ds)
-    return images_per_second(lambda: next(batches), args.batch, args.seconds)
+    from tools.bench_dataflow import of_processes, rate
+    return rate(of_processes(args, cores()), args)
 
 
 def bare_graph(args):

@@ -20,7 +20,7 @@ from tensorpack.utils import logger
 
 from checkpoints import PUBLISHED, CheckpointRestore, save_values
 from command_line import InputError, remove_abandoned, write_json
-from recipe import IMAGE_SIZE
+from recipe import IMAGE_SIZE, Schedule
 
 # What a kill has left, of this project's first versions too: they had no folders for it.
 UNFINISHED = re.compile(r'unfinished-(model-\d+|best-\d+|ghostnet_checkpoint)\.|(stats\.json|run\.json|curves\.png).*\.tmp$')
@@ -121,10 +121,10 @@ def batches_of(before, options, done):
 
     Raises InputError if it has done more epochs than it should take in all.
     """
-    images = options['number of training images']
     batches = [entry for entry in before.get(BATCHES, [[0, 0, before['--batch']]]) if entry[0] <= done]
     step, epoch, batch = batches[-1]
-    epoch += (done - step) // (images // batch)
+    images = options['number of training images']
+    epoch = Schedule(images, batch, options['--lr'], options['--epochs'], (step, epoch)).epochs_done(done)
     if epoch > options['--epochs']:
         raise InputError("the run has done %d epochs, more than --epochs %d" % (epoch, options['--epochs']))
     return batches if batch == options['--batch'] else [b for b in batches if b[0] < done] + [[done, epoch, options['--batch']]]
@@ -134,8 +134,8 @@ def open_run(folder, options, seed, resume, changeable=()):
     """Prepares the folder for a new run, or finds where an interrupted one continues.
 
     Args:
-        options (dict): what the run depends on besides the seed: {name: value}; '--batch', '--epochs' and 'number of training
-            images' are among them.
+        options (dict): what the run depends on besides the seed: {name: value}; '--batch', '--epochs', '--lr' and 'number
+            of training images' are among them.
         seed (int): None for that of the run that is resumed, or for a new one.
         changeable (list of str): those of '--batch', '--epochs' and '--lr' that may be others than before.
     Returns:
