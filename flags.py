@@ -49,8 +49,13 @@ def add_data_flags(data):
 def add_device_flags(how):
     how.add_argument('--gpu', help="GPUs that TensorFlow may use, such as 0 or 0,1; --train uses all of them. By default one")
     how.add_argument('--towers', type=positive(), help="--train: so many replicas on the CPU, as if on so many GPUs")
-    how.add_argument('--trainer', choices=['replicated', 'horovod'], default='replicated',
-                     help="horovod: under horovodrun, on several machines")
+    how.add_argument('--trainer', choices=['replicated', 'collective', 'horovod'],
+                     help="replicated: all GPUs in one process; collective: a process for each, on several machines too; horovod: "
+                     "those that horovodrun starts (default: on TensorFlow 2 with several GPUs, or with --hosts, collective)")
+    how.add_argument('--hosts', metavar='HOST:PORT,...', help="--trainer collective: all workers, the same list in each; else "
+                     "those of TF_CONFIG, or one for each of --gpu or --towers, which the program starts")
+    how.add_argument('--worker', type=number(int, lambda n: n >= 0, "0 or a positive integer"),
+                     help="the number of this worker in --hosts, from 0")
     how.add_argument('--data-format', choices=['NHWC', 'NCHW'], default='NHWC', help="layout inside the network")
     how.add_argument('--engine', choices=ENGINES, default='tensorpack',
                      help="what computes in --eval and --predict; auto is the fastest on this machine. The result is the same")
@@ -157,6 +162,12 @@ def check_combinations(args, parser):
     """Reports flags that do not go together."""
     if args.gpu is not None and not all(part.strip().isdigit() for part in args.gpu.split(',')):
         parser.error("argument --gpu: '%s' is not a list of GPU numbers, such as 0 or 0,1" % args.gpu)
+    if (args.hosts is None) != (args.worker is None):
+        parser.error("--hosts and --worker go together: all workers, and the number of this one")
+    if args.hosts is not None and not (args.train and args.trainer in (None, 'collective')):
+        parser.error("--hosts goes with --train --trainer collective")
+    if args.hosts is not None:
+        args.trainer = 'collective'
     if args.towers is not None and (args.gpu is not None or args.trainer == 'horovod'):
         parser.error("--towers is for one machine's CPU: leave out %s" % ('--gpu' if args.gpu is not None else '--trainer horovod'))
     if args.json is not None and not (args.eval or args.predict):

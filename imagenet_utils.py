@@ -127,15 +127,16 @@ def train_dataflow(images, smallest_area, processes, reader=None):
                           TrainSample(reader, smallest_area, replace), processes)
 
 
-def eval_dataflow(images, batch, reader=None, endless=False):
+def eval_dataflow(images, batch, reader=None, processes=None, endless=False):
     """PictureBatches, the last one as small as it must be: validation in training.
 
     Args:
         images (list of [path, label]): what to read, in this order.
         reader (PictureReader): has the size. By default one that leaves out none.
+        processes (int): how many workers, by default one for each core.
     """
     reader = reader or PictureReader()
-    return PictureBatches(images, batch, EvalSample(ReaderInWorker(reader)), EvalSample(reader), cores(), endless)
+    return PictureBatches(images, batch, EvalSample(ReaderInWorker(reader)), EvalSample(reader), processes or cores(), endless)
 
 
 # ----------------------------------------------------------------------------------------------------------------- model

@@ -185,13 +185,49 @@ def run_predict(args):
         print("%d broken pictures were left out" % len(reader.left_out))
 
 
-def run_train(args):
+def start_watch(args):
+    """The Watch over the workers of --trainer collective, of which this process is one; None if it is none, or alone.
+
+    Before TensorFlow is imported, so that the others learn of it if this one is killed meanwhile.
+    """
+    from training.cluster import find_cluster
+    from training.watch import Watch
+    cluster = find_cluster(args.hosts, args.worker) if args.trainer == 'collective' else None
+    if cluster and args.gpu and ',' in args.gpu:
+        raise InputError("--gpu %s: each worker of --hosts or TF_CONFIG has one GPU" % args.gpu)
+    return Watch(cluster) if cluster and cluster.size > 1 else None
+
+
+def local_shares(args):
+    """The flags of each of the workers that this machine is to have, [] where one process does all."""
+    from tf_compat import wants_processes
+    gpus, several = args.gpu.split(',') if args.gpu else [], args.gpu and ',' in args.gpu
+    if args.trainer == 'collective' and not gpus and not args.towers:
+        raise InputError("--trainer collective needs workers: --gpu 0,1 or --towers 2 for those of this machine, or --hosts and "
+                         "--worker, or TF_CONFIG, for those of several")
+    if args.trainer == 'collective' or (args.trainer is None and several and wants_processes()):
+        more = ['--trainer', 'collective']
+        shares = [more + ['--gpu', gpu.strip()] for gpu in gpus] or [more + ['--towers', '1']] * args.towers
+        return shares if len(shares) > 1 else []
+    return []
+
+
+def run_workers_here(args):
+    """Trains by workers on this machine, if that is to be done. Returns their exit status, None if it is not."""
+    from training.cluster import run_workers
+    shares = local_shares(args)
+    return run_workers(sys.argv, shares) if shares else None
+
+
+def run_train(args, watch):
     from checkpoints import Record
     from dataset import warn_of_duplicates
     from ghostnet import need_classifier
     from imagenet_utils import balanced_weights
     from training.train import Data, Run, train
     from training.workers import HorovodWorkers, OneWorker
+    if watch is not None:
+        from training.collective import CollectiveWorkers
     source = source_to_train(args)
     if source is not None and not args.finetune:
         need_classifier(source)
@@ -201,7 +237,7 @@ def run_train(args):
     warn_of_duplicates(data.train, data.val)
     if args.class_weights:
         model.class_weights = balanced_weights([label for _, label in data.train], model.num_classes)
-    workers = HorovodWorkers() if args.trainer == 'horovod' else OneWorker()
+    workers = CollectiveWorkers(watch, args.gpu) if watch else HorovodWorkers() if args.trainer == 'horovod' else OneWorker()
     gpus, towers = len(args.gpu.split(',')) if args.gpu else 0, args.towers or 1
     batch = batch_size(args, len(data.train), max(workers.size, gpus, towers))
     record = Record(model.variant, tree.classes, tree.val_share, model.image_size)
@@ -284,6 +320,14 @@ def print_costs(args):
 def main(args):
     if args.gpu is not None or args.towers is not None:
         os.environ['CUDA_VISIBLE_DEVICES'] = args.gpu or ''
+    with contextlib.ExitStack() as stack:
+        watch = start_watch(args) if args.train and not args.lr_schedule else None
+        if watch is not None:
+            stack.enter_context(watch)
+        return run_jobs(args, watch)
+
+
+def run_jobs(args, watch):
     import tf_compat  # before all else that imports TensorFlow
     if args.gpu is not None and (args.eval or args.predict or args.train and not args.lr_schedule):
         tf_compat.need_gpus(args.gpu)
@@ -298,7 +342,11 @@ def main(args):
     if args.lr_schedule:
         print_schedule(args)
     elif args.train:
-        run_train(args)
+        status = None if watch else run_workers_here(args)
+        if status is not None:
+            return status
+        run_train(args, watch)
+    return None
 
 
 if __name__ == '__main__':

@@ -154,6 +154,22 @@ def need_gpus(names):
     raise InputError("--gpu %s cannot be used: %s; or leave --gpu out" % (names, why))
 
 
+def gradient_mode(gpus):
+    """How Tensorpack's replicated trainer adds up the gradients of `gpus` GPUs of one process, 0 for the CPU.
+
+    TensorFlow 2's NCCL operations may wait for each other for ever. It adds naively here, and needs a process for each GPU: see
+    `wants_processes`. Source: https://github.com/tensorflow/tensorflow/issues/41539
+    """
+    if not gpus:
+        return 'cpu'
+    return 'hierarchical' if gpus == 8 else 'gpu' if wants_processes() else 'nccl'
+
+
+def wants_processes():
+    """Whether several GPUs of a machine are better used by a process each, which collective operations connect."""
+    return _version(tensorflow) >= (2, 0)
+
+
 def only_cpus():
     """Why TensorFlow can have no GPU here, None if it may have some. It is not asked for them: TensorFlow 1 would take them."""
     test = tensorflow.test

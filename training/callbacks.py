@@ -108,7 +108,8 @@ class Guard(Callback):
 
     _chief_only = False
     signum = diverged = None
-    enough = False
+    enough = together = False    # `together`: all workers have ended after the same step
+    asker = None                 # the worker that was asked to stop
     before = ()
 
     def __init__(self, workers):
@@ -120,7 +121,7 @@ class Guard(Callback):
 
     def _setup_graph(self):
         cost = tf.add_n([tf.reduce_sum(tower['cost']) for tower in self.trainer.tower_func.towers.training()])
-        self.asked = tf.placeholder(tf.float32, [2], 'stop-asked')
+        self.asked = tf.placeholder(tf.float32, [1 + self.workers.size], 'stop-asked')
         self.sums = self.workers.sum(tf.concat([[cost], self.asked], 0), 'guard')
 
     def _before_train(self):
@@ -131,16 +132,19 @@ class Guard(Callback):
             signal.signal(signum, handler)
 
     def _before_run(self, _):
-        return tf.train.SessionRunArgs(self.sums, {self.asked: [self.signum is not None, self.enough]})
+        asked = [self.signum is not None and worker == self.workers.rank for worker in range(self.workers.size)]
+        return tf.train.SessionRunArgs(self.sums, {self.asked: [self.enough] + asked})
 
     def _after_run(self, _, values):
-        self.cost, self.stopping, enough = values.results
+        self.cost, enough = values.results[:2]
         self.enough = enough > 0
+        self.asker = next(iter(np.flatnonzero(values.results[2:])), None)
 
     def _trigger_step(self):
         if not np.isfinite(self.cost):
             self.diverged = self.global_step
-        if self.diverged is not None or self.stopping or self.enough:
+        if self.diverged is not None or self.asker is not None or self.enough:
+            self.together = True
             raise StopTraining("step %d" % self.global_step)
 
 
@@ -155,17 +159,32 @@ class StopHook(tf.train.SessionRunHook):
             raise StopTraining("validation")
 
 
-class Validation(DataParallelInferenceRunner):
-    """Top-1 and top-5 error of the validation images, on all towers."""
+class ErrorOfAll(ClassificationError):
+    """The error of the images of all workers together."""
 
-    def __init__(self, data, num_classes, towers, dtypes, guard):
-        self.data, self.guard = KeepError(eval_dataflow(data.val, 32, data.reader, endless=True)), guard
-        super(Validation, self).__init__(
-            RoundInput(self.data, queue=tf.FIFOQueue(4, dtypes)),
-            [ClassificationError('wrong-top%d' % k, 'val-error-top%d' % k) for k in tops(num_classes)], towers)
+    def __init__(self, k, add):
+        super(ErrorOfAll, self).__init__('wrong-top%d' % k, 'val-error-top%d' % k)
+        self.add = add
+
+    def _after_inference(self):
+        wrong, count = self.add([int(self.err_stat.count), int(self.err_stat.total)])
+        return {self.summary_name: wrong / max(count, 1)}
+
+
+class Validation(DataParallelInferenceRunner):
+    """Top-1 and top-5 error of the validation images, on all towers, and on all workers that split them."""
+
+    def __init__(self, data, num_classes, towers, dtypes, guard, processes):
+        self.guard, workers = guard, guard.workers
+        images, self._chief_only, add = data.val, True, list
+        if workers.splits_validation:
+            images, self._chief_only, add = images[workers.rank::workers.size], False, workers.add
+        self.data = KeepError(eval_dataflow(images, 32, data.reader, processes, endless=True))
+        super(Validation, self).__init__(RoundInput(self.data, queue=tf.FIFOQueue(4, dtypes)),
+                                         [ErrorOfAll(k, add) for k in tops(num_classes)], towers)
 
     def _before_train(self):
-        if self.guard.workers.size == 1:    # else the others would wait for this worker
+        if self.guard.workers.splits_validation:    # else the others would wait for this worker
             self.register_hook(StopHook(self.guard))
         super(Validation, self)._before_train()
 

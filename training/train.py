@@ -28,7 +28,8 @@ from training.workers import OneWorker
 # PictureReader.
 Data = collections.namedtuple('Data', 'train val smallest_area reader')
 Start = collections.namedtuple('Start', 'step restore seed began enough')           # where a run begins, if patience is not over
-Outcome = collections.namedtuple('Outcome', 'step diverged signum errors enough')   # how its training ended
+# How its training ended; `together`: after the same step in all workers. `asker`: the worker that was asked to stop.
+Outcome = collections.namedtuple('Outcome', 'step diverged signum errors enough together asker')
 
 
 class Run:
@@ -47,7 +48,7 @@ class Run:
         changeable (list of str): those of '--batch', '--epochs' and '--lr' that may then be others than before.
         gpus (int): GPUs to train on; 0 for the device that TensorFlow picks, or for
         towers (int): as many replicas on the CPU.
-        workers: the processes that train together, see training/workers.py. Worker 0 alone validates and writes.
+        workers: the processes that train together, see training/workers.py. Worker 0 alone writes.
     """
 
     def __init__(self, folder, batch, epochs, seed=None, record=UNRECORDED, options=(), load=None,
@@ -76,14 +77,15 @@ def train(model, data, run):
     steps_per_epoch(len(data.train), run.batch)    # now, rather than when the folder is made
     run.options.update({'--lr': model.lr, 'number of training images': len(data.train)})
     need_memory(1)    # what a small batch takes besides; a larger one takes more
-    check_shares(run)
+    check_shares(run, data)
+    run.workers.check(dict(run.options, **{'--seed': run.seed}), data.train)
     with contextlib.ExitStack() as stack:
         start = agree_on_start(run, stack)
         schedule = Schedule(len(data.train), run.batch, model.lr, run.epochs, start.began)
         if start.step:
             logger.info("Continuing after epoch %d, step %d, with the learning rate %g",
                         schedule.epochs_done(start.step), start.step, schedule.learning_rate(start.step))
-        outcome = Outcome(start.step, None, None, [], start.enough)
+        outcome = Outcome(start.step, None, None, [], start.enough, True, None)
         if start.step < schedule.last and not start.enough:
             stack.enter_context(logging_errors_hidden())
             outcome = fit(model, data, run, start, schedule)
@@ -92,15 +94,17 @@ def train(model, data, run):
         finally:
             if run.chief:
                 try_to_draw_curves(run.folder)
-            if not outcome.errors:    # horovodrun ends all workers as soon as one has ended badly: let worker 0 finish
-                run.workers.broadcast(None)
+            if outcome.together and not outcome.errors:
+                run.workers.finish()
 
 
-def check_shares(run):
-    """Raises InputError where the batch cannot be split."""
+def check_shares(run, data):
+    """Raises InputError where the batch, or the validation images, cannot be split."""
     shares, kind = (run.towers, 'towers') if run.workers.has_towers else (run.workers.size, 'workers')
     if run.batch % shares:
         raise InputError("--batch %d cannot be split evenly among %d %s" % (run.batch, shares, kind))
+    if run.workers.splits_validation and len(data.val) < run.workers.size:
+        raise InputError("%d validation images are too few for %d workers" % (len(data.val), run.workers.size))
 
 
 def agree_on_start(run, stack):
@@ -160,11 +164,14 @@ def fit(model, data, run, start, schedule):
         dataflow = KeepError(train_dataflow(images, data.smallest_area, threads, data.reader))
         callbacks = [LearningRate(schedule.learning_rate), guard]
         monitors, watched = [], []
-        if run.chief:
-            validation = Validation(data, model.num_classes, run.towers, dtypes, guard)
-            checkpoints = Checkpoints(run.folder, run.record, run.patience, guard)
+        if run.chief or workers.splits_validation:
+            validation = Validation(data, model.num_classes, run.towers, dtypes, guard, threads)
             callbacks.append(validation)
-            monitors, watched = DEFAULT_MONITORS() + [checkpoints], [validation.data, checkpoints]
+            watched.append(validation.data)
+        if run.chief:
+            checkpoints = Checkpoints(run.folder, run.record, run.patience, guard)
+            monitors = DEFAULT_MONITORS() + [checkpoints]
+            watched.append(checkpoints)
         trainer = workers.trainer(run.gpus, run.towers)
         source = SplitInput(dataflow, tf.FIFOQueue(4, dtypes), run.towers)
         # With TensorFlow 1's variables, a kernel would be updated while its layer's other gradient is still computed from it.
@@ -186,8 +193,11 @@ def fit(model, data, run, start, schedule):
                        len(data.reader.left_out))
         if run.chief:
             write_json(os.path.join(run.folder, 'left_out.json'), listed(data.reader.left_out))
+    together = guard.together or trainer.global_step == schedule.last
+    if together:
+        workers.agree()
     errors = [part.error for part in watched if part.error is not None]
-    return Outcome(trainer.global_step, guard.diverged, guard.signum, errors, guard.enough)
+    return Outcome(trainer.global_step, guard.diverged, guard.signum, errors, guard.enough, together, guard.asker)
 
 
 @contextlib.contextmanager
@@ -197,10 +207,9 @@ def training_errors_explained(run):
         yield
     except tf.errors.ResourceExhaustedError:
         raise InputError("--batch %d does not fit into memory: make it smaller, or use more GPUs" % run.batch)
-    except tf.errors.UnknownError as error:
-        if 'Horovod' not in error.message:
-            raise
-        raise InputError("another worker has ended: see what it prints")
+    except tf.errors.OpError as error:
+        run.workers.explain(error)
+        raise
 
 
 @contextlib.contextmanager
@@ -242,8 +251,9 @@ def conclude_run(run, outcome, schedule):
         if finished:
             save_again(last, os.path.join(run.folder, 'ghostnet_checkpoint'))
     if not finished:
-        raise Stopped("stopped after step %d of %d: the same command with --resume continues after the last whole epoch"
-                      % (outcome.step, schedule.last), outcome.signum or signal.SIGTERM)
+        asked = "" if outcome.asker in (None, run.workers.rank) else "worker %d was asked to stop: " % outcome.asker
+        raise Stopped("%sstopped after step %d of %d: the same command with --resume continues after the last whole epoch"
+                      % (asked, outcome.step, schedule.last), outcome.signum or signal.SIGTERM)
 
 
 def try_to_draw_curves(folder):

@@ -1,9 +1,9 @@
-"""The processes that train together: one alone, or those that horovodrun started.
+"""The processes that train together: one alone, or those that horovodrun started; training/collective.py has the others.
 
 A set of workers has `rank` (of this process), `size`, `local_size` (on this machine), `has_towers` (whether one of them may compute
-on several devices), and the methods of `OneWorker`.
+on several devices), `splits_validation` (else worker 0 validates), and the methods of `OneWorker`.
 """
-from tf_compat import tf
+from tf_compat import gradient_mode, tf
 
 from tensorpack.train import HorovodTrainer, SimpleTrainer, SyncMultiGPUTrainerReplicated
 
@@ -13,11 +13,18 @@ from command_line import InputError
 class OneWorker:
     """A process that trains alone."""
 
-    rank, size, local_size, has_towers = 0, 1, 1, True
+    rank, size, local_size, has_towers, splits_validation = 0, 1, 1, True, True
+
+    def check(self, options, images):
+        """Raises InputError, which names the worker, if a worker has other `options`, {name: value}, or other [path, label]."""
 
     def broadcast(self, value):
         """What worker 0 passes as `value`, in all workers. Returns when all have called it."""
         return value
+
+    def add(self, values):
+        """The sums of a list of numbers over all workers, in each of them."""
+        return values
 
     def sum(self, tensor, name):
         """The sum of `tensor` over all workers, in the graph."""
@@ -27,18 +34,26 @@ class OneWorker:
         """Tensorpack's trainer for this process: on `gpus` GPUs, or for 0 on the device that TensorFlow picks, or on `towers`."""
         if max(gpus, towers) == 1:
             return SimpleTrainer()
-        # On GPUs Tensorpack chooses: with TensorFlow 1.13.1, NCCL.
-        return SyncMultiGPUTrainerReplicated(max(gpus, towers), mode=None if gpus else 'cpu')
+        return SyncMultiGPUTrainerReplicated(max(gpus, towers), mode=gradient_mode(gpus))
+
+    def explain(self, error):
+        """Raises InputError if another worker is the reason of an `error` that TensorFlow raised."""
+
+    def agree(self):
+        """Says that all workers have ended after the same step."""
+
+    def finish(self):
+        """Waits until worker 0 is done, and lets the others end."""
 
 
-class HorovodWorkers:
+class HorovodWorkers(OneWorker):
     """The workers that horovodrun started, one for each GPU, on one machine or more.
 
     Raises:
         InputError: Horovod is not installed.
     """
 
-    has_towers = False
+    has_towers = splits_validation = False
 
     def __init__(self):
         try:
@@ -59,3 +74,10 @@ class HorovodWorkers:
 
     def trainer(self, gpus, towers):
         return HorovodTrainer()
+
+    def explain(self, error):
+        if isinstance(error, tf.errors.UnknownError) and 'Horovod' in error.message:
+            raise InputError("another worker has ended: see what it prints")
+
+    def finish(self):    # horovodrun ends all workers as soon as one has ended badly: let worker 0 finish
+        self.broadcast(None)

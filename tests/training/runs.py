@@ -1,4 +1,5 @@
 """What tests of training share: small trees of digits, runs of main.py, what is in a run's folder."""
+import collections
 import contextlib
 import json
 import os
@@ -9,6 +10,7 @@ import sys
 import time
 
 import numpy as np
+import pytest
 
 from checkpoints import CheckpointRestore
 from conftest import DIGITS_CHECKPOINT, ROOT, run_main  # noqa: F401
@@ -58,6 +60,36 @@ def wait_for(process, path, output, seconds=120):
     while not os.path.exists(str(path)):
         assert process.poll() is None and time.time() < end, output.read_text()[-2000:]
         time.sleep(0.02)
+
+
+Namespaces = collections.namedtuple('Namespaces', 'names addresses interface')
+
+
+@contextlib.contextmanager
+def two_namespaces():
+    """Two network namespaces, joined by a cable, as two hosts. Skips the test where they cannot be made."""
+    if os.getuid() != 0 or shutil.which('ip') is None:
+        pytest.skip("needs root and iproute2")
+
+    def ip(*args):
+        subprocess.check_call(('ip',) + args)
+
+    names, addresses, made = ['ghost%d-%d' % (os.getpid(), i) for i in (0, 1)], ['10.213.77.1', '10.213.77.2'], []
+    try:
+        for name in names:
+            ip('netns', 'add', name)
+            made.append(name)
+        ip('link', 'add', 'ghost0', 'netns', names[0], 'type', 'veth', 'peer', 'name', 'ghost0', 'netns', names[1])
+        for name, address in zip(names, addresses):
+            os.makedirs('/etc/netns/' + name)
+            ip('-n', name, 'addr', 'add', address + '/24', 'dev', 'ghost0')
+            ip('-n', name, 'link', 'set', 'ghost0', 'up')
+            ip('-n', name, 'link', 'set', 'lo', 'up')
+        yield Namespaces(names, addresses, 'ghost0')
+    finally:
+        for name in made:
+            ip('netns', 'del', name)
+            shutil.rmtree('/etc/netns/' + name, ignore_errors=True)
 
 
 def stats_of(log_dir):

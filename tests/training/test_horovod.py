@@ -13,7 +13,7 @@ import pytest
 
 from conftest import ROOT
 from recipe import learning_rate
-from runs import DIGITS_CHECKPOINT, cut, difference, flags, stats_of, train, variables
+from runs import DIGITS_CHECKPOINT, cut, difference, flags, stats_of, train, two_namespaces, variables
 
 pytest.importorskip('horovod.tensorflow', reason="Horovod is not installed here: 'make test-horovod' runs these")
 HOROVODRUN = os.path.join(os.path.dirname(sys.executable), 'horovodrun')
@@ -98,51 +98,35 @@ def test_an_image_that_one_worker_cannot_read_ends_all(digits, tmp_path):
 
 @pytest.fixture
 def two_hosts(tmp_path):
-    """Two network namespaces, joined by a cable, with an SSH server in the second: (prefix, hosts, interface, environment)."""
-    missing = [tool for tool in ('ip', 'ssh', 'ssh-keygen', '/usr/sbin/sshd') if shutil.which(tool) is None]
-    if missing or os.getuid() != 0:
-        pytest.skip("needs root, iproute2 and openssh-server; missing: %s" % ' '.join(missing))
-
-    def ip(*args):
-        subprocess.check_call(('ip',) + args)
-
-    names, addresses = ['ghost%d-%d' % (os.getpid(), i) for i in (0, 1)], ['10.213.77.1', '10.213.77.2']
-    made, server = [], None
-    try:
-        for name in names:
-            ip('netns', 'add', name)
-            made.append(name)
-        ip('link', 'add', 'ghost0', 'netns', names[0], 'type', 'veth', 'peer', 'name', 'ghost0', 'netns', names[1])
-        for name, address in zip(names, addresses):
+    """Two network namespaces, with an SSH server in the second: (prefix, hosts, interface, environment)."""
+    missing = [tool for tool in ('ssh', 'ssh-keygen', '/usr/sbin/sshd') if shutil.which(tool) is None]
+    if missing:
+        pytest.skip("needs openssh-server; missing: %s" % ' '.join(missing))
+    with two_namespaces() as two:
+        for name, address in zip(two.names, two.addresses):
             # Horovod 0.28.1 listens where the host's own name leads to, whatever --network-interface says.
-            os.makedirs('/etc/netns/' + name)
             with open('/etc/netns/%s/hosts' % name, 'w') as f:
                 f.write('127.0.0.1 localhost\n%s %s\n' % (address, socket.gethostname()))
-            ip('-n', name, 'addr', 'add', address + '/24', 'dev', 'ghost0')
-            ip('-n', name, 'link', 'set', 'ghost0', 'up')
-            ip('-n', name, 'link', 'set', 'lo', 'up')
         for key in ('host', 'user'):
             subprocess.check_call(['ssh-keygen', '-q', '-t', 'ed25519', '-N', '', '-f', str(tmp_path / key)])
         (tmp_path / 'sshd_config').write_text(
             'ListenAddress %s\nHostKey %s\nAuthorizedKeysFile %s\nStrictModes no\nPermitRootLogin yes\nUsePAM no\nPidFile none\n'
-            % (addresses[1], tmp_path / 'host', tmp_path / 'user.pub'))
+            % (two.addresses[1], tmp_path / 'host', tmp_path / 'user.pub'))
         os.makedirs('/run/sshd', exist_ok=True)
-        server = subprocess.Popen(['ip', 'netns', 'exec', names[1], '/usr/sbin/sshd', '-D', '-f', str(tmp_path / 'sshd_config')])
+        in_second = ['ip', 'netns', 'exec', two.names[1]]
+        server = subprocess.Popen(in_second + ['/usr/sbin/sshd', '-D', '-f', str(tmp_path / 'sshd_config')])
         # horovodrun calls ssh; this one leaves the user's own keys and known hosts alone.
         (tmp_path / 'bin').mkdir()
         wrapper = tmp_path / 'bin' / 'ssh'
         wrapper.write_text('#!/bin/sh\nexec %s -F none -i %s -o UserKnownHostsFile=/dev/null "$@"\n'
                            % (shutil.which('ssh'), tmp_path / 'user'))
         wrapper.chmod(0o755)
-        yield (('ip', 'netns', 'exec', names[0]), ','.join(address + ':1' for address in addresses), 'ghost0',
-               dict(os.environ, PATH='%s:%s' % (tmp_path / 'bin', os.environ['PATH'])))
-    finally:
-        if server is not None:
+        try:
+            yield (('ip', 'netns', 'exec', two.names[0]), ','.join(address + ':1' for address in two.addresses), two.interface,
+                   dict(os.environ, PATH='%s:%s' % (tmp_path / 'bin', os.environ['PATH'])))
+        finally:
             server.terminate()
             server.wait()
-        for name in made:
-            ip('netns', 'del', name)
-            shutil.rmtree('/etc/netns/' + name, ignore_errors=True)
 
 
 def test_two_machines(small, tmp_path, two_hosts):
