@@ -1,4 +1,5 @@
 """Workers that train together by TensorFlow's collective operations, those under MultiWorkerMirroredStrategy, in graph mode."""
+import contextlib
 import hashlib
 import inspect
 import itertools
@@ -32,8 +33,10 @@ def fingerprint(images):
     for path, label in images:
         digest.update(('%s %d\n' % (path[start:], label)).encode('utf-8', 'surrogateescape'))
     for path, _ in images[::max(1, len(images) // SAMPLE)]:
-        with open(path, 'rb') as f:
-            digest.update(hashlib.sha256(f.read()).digest())
+        content = b''
+        with contextlib.suppress(OSError), open(path, 'rb') as f:    # what is missing, the reader reports
+            content = f.read()
+        digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()[:16]
 
 
@@ -104,7 +107,7 @@ class CollectiveWorkers(OneWorker):
         config.device_filters.append('/job:worker/task:%d' % self.rank)
         if not self.gpu:
             config.device_count['GPU'] = 0
-        elif not self.pinned:
+        elif not self.pinned and ',' in os.environ.get('CUDA_VISIBLE_DEVICES', ','):    # else the scheduler has chosen one
             config.gpu_options.visible_device_list = str(self.local_rank)
         if self.gpu and hasattr(config.experimental, 'collective_nccl'):
             config.experimental.collective_nccl = True

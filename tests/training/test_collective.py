@@ -14,6 +14,7 @@ import pytest
 
 from command_line import InputError
 from conftest import DIGITS_CHECKPOINT, ROOT, run_main
+from dataset import read_images
 from recipe import learning_rate
 from runs import STEPS, VALIDATION, cut, difference, flags, started, stats_of, train, two_namespaces, variables, wait_for, wrong
 from training.cluster import free_addresses
@@ -235,12 +236,12 @@ class Told:
 
 
 def test_what_is_compared(digits):
-    images = [[os.path.join(digits, 'train', name), 0] for name in sorted(os.listdir(os.path.join(digits, 'train')))[:3]]
+    images = read_images(digits, 'train')[:100]
     CollectiveWorkers(Told(), None).check({'--lr': 0.1}, images)
     with pytest.raises(InputError, match='worker 1 has TensorFlow 1.15.5, and worker 0'):
         CollectiveWorkers(Told(TensorFlow='1.15.5'), None).check({'--lr': 0.1}, images)
     elsewhere = [[path.replace(digits, digits + '/.'), label] for path, label in images]
-    assert fingerprint(images) == fingerprint(elsewhere) != fingerprint(images[:2])
+    assert fingerprint(images) == fingerprint(elsewhere) != fingerprint(images[:99])
     assert fingerprint(images) != fingerprint([[path, 1] for path, _ in images])
 
 
@@ -291,3 +292,69 @@ def test_a_port_that_is_taken(small, tmp_path):
         taken.listen(1)
         status, _, err = run_main(*flags(small, tmp_path / 'log', '--hosts', first + ',' + second, '--worker', 0))
     assert status == 2 and 'worker 0 cannot listen' in err and err.count('\n') == 1
+
+
+# ---------------------------------------------------------------------------------------------- commands of docs/cluster/
+
+def in_kubernetes(kind):
+    """(command, number of workers) of the container in docs/cluster/<kind>.yaml, which `docker/entrypoint.sh` runs."""
+    yaml = pytest.importorskip('yaml', reason="needs PyYAML")
+    with open(os.path.join(ROOT, 'docs', 'cluster', kind + '.yaml')) as f:
+        documents = list(yaml.safe_load_all(f))
+    assert [document['metadata']['name'] for document in documents] == ['ghostnet'] * len(documents)
+    spec = documents[-1]['spec']
+    template = spec['tfReplicaSpecs']['Worker'] if kind == 'tfjob' else spec
+    pod = template['template']['spec']['containers']
+    mounted = {mount['name'] for mount in pod[0]['volumeMounts']}
+    assert mounted == {volume['name'] for volume in template['template']['spec']['volumes']}
+    command = pod[0].get('command', ['sh', 'docker/entrypoint.sh']) + pod[0]['args']
+    return command, template['replicas'] if kind == 'tfjob' else spec['completions']
+
+
+def environments(kind, addresses):
+    """What the scheduler gives to each worker."""
+    for number in (0, 1):
+        if kind == 'tfjob':
+            task = {'type': 'worker', 'index': number}
+            yield {'TF_CONFIG': json.dumps({'cluster': {'worker': addresses}, 'task': task, 'environment': 'cloud'})}
+        else:
+            yield {'JOB_COMPLETION_INDEX': str(number)}
+
+
+QUICK = ['--epochs', '1', '--batch', '16', '--width_ratio', '0.25', '--image_size', '128']
+
+
+@pytest.mark.once
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['tfjob', 'job'])
+def test_kubernetes(sixteen, tmp_path, kind):
+    """Their commands, as two processes, with this machine's addresses and folders in place of theirs."""
+    command, count = in_kubernetes(kind)
+    assert count == 2
+    addresses = free_addresses(2)
+    command = [part.replace('ghostnet-0.ghostnet:2222', addresses[0]).replace('ghostnet-1.ghostnet:2222', addresses[1])
+               .replace('/data', str(sixteen)).replace('/runs', str(tmp_path)) for part in command]
+    command = command + QUICK if kind == 'tfjob' else command[:-1] + [' '.join([command[-1]] + QUICK)]
+    path = os.path.dirname(sys.executable) + os.pathsep + os.environ['PATH']    # for `python`
+    workers = [subprocess.Popen(command, cwd=ROOT, env=dict(os.environ, PATH=path, CUDA_VISIBLE_DEVICES='', **own))
+               for own in environments(kind, addresses)]
+    assert [worker.wait(300) for worker in workers] == [0, 0]
+    assert [entry['global_step'] for entry in stats_of(tmp_path / 'ghostnet')] == [1]
+
+
+@pytest.mark.once
+@pytest.mark.slow
+def test_slurm(sixteen, tmp_path):
+    """With a scheduler that runs two tasks on this node."""
+    (tmp_path / 'bin').mkdir()
+    for name, script in (('scontrol', 'echo 127.0.0.1'), ('srun', '''
+                         for task in 0 1; do SLURM_PROCID=$task "$@" & tasks="${tasks-} $!"; done
+                         for task in $tasks; do wait "$task" || exit; done''')):
+        (tmp_path / 'bin' / name).write_text('#!/bin/bash\n%s\n' % script)
+        (tmp_path / 'bin' / name).chmod(0o755)
+    port = free_addresses(2)[0].split(':')[1]
+    env = dict(os.environ, PATH='%s:%s' % (tmp_path / 'bin', os.environ['PATH']), PYTHON=sys.executable, PORT=port,
+               SLURM_JOB_NODELIST='node[1-1]', SLURM_NTASKS_PER_NODE='2', CUDA_VISIBLE_DEVICES='')
+    subprocess.run(['bash', 'docs/cluster/slurm.sh', str(sixteen), str(tmp_path / 'log')] + QUICK, cwd=ROOT, env=env, check=True,
+                   timeout=300)
+    assert [entry['global_step'] for entry in stats_of(tmp_path / 'log')] == [1]
