@@ -55,6 +55,8 @@ SLOW = [
          prints='\nprocesses ', writes='rates.json'),
     here('python -m tools.bench_dataflow --workers 1,2,4,8,16,32 --sleep_ms 2', swap=[('16,32', '16 --seconds 0.1')],
          prints='\nprocesses, 2 ms '),
+    here('python -m tools.scale --plot scale.png', 'python -m tools.scale --measure', swap=[('--measure', '--measure --rounds 2')],
+         prints='\n| one for each variable ', writes='scale.png'),
     here('make train-digits', swap=[('digits', "digits ARGS='--data_dir tree --log_dir digits_log %s'" % SHORT)],
          writes='digits_log/ghostnet_checkpoint.index'),    # all of it takes 18 minutes
     here('python main.py --train --data_dir data/digits --load models/digits_checkpoint --finetune --freeze_bn --lr 0.01 '
@@ -115,6 +117,13 @@ ELSEWHERE = {
         'docker run --rm -v <tree>:/data:ro -v <folder>:/models:ro ghostnet-tf1 reproduce': "docker_run('reproduce', ",
         'docker run --rm -v <tree>:/data:ro -v <folder>:/models:ro ghostnet-tf1 --eval --data_dir /data --load '
         '/models/ghostnet_checkpoint': "docker_run('--eval', '--data_dir', '/data', '--load', '/models/ghostnet_checkpoint', "},
+    'tests/training/test_collective.py': {
+        'python main.py --train --trainer collective --hosts <host1>:2222,<host2>:2222 --worker 0 --data_dir=<tree> --log_dir '
+        'train_log': "args = list(args) + ['--hosts', hosts, '--worker']\n",
+        'sbatch docs/cluster/slurm.sh <tree> <folder>':
+            "['bash', 'docs/cluster/slurm.sh', str(sixteen), str(tmp_path / 'log')]",
+        'kubectl apply -f docs/cluster/tfjob.yaml': "@pytest.mark.parametrize('kind', ['tfjob', 'job'])\ndef test_kubernetes(",
+        'kubectl apply -f docs/cluster/job.yaml': "@pytest.mark.parametrize('kind', ['tfjob', 'job'])\ndef test_kubernetes("},
     'tests/training/test_horovod.py': {    # make test-horovod
         'horovodrun -np 16 -H <host1>:8,<host2>:8 python main.py --train --trainer horovod --data_dir=<tree> --log_dir train_log':
             "[HOROVODRUN, '-np', '2', '-H', hosts, "},
