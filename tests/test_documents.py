@@ -85,7 +85,7 @@ SLOW = [
 # What something else runs: {file: {command: text in the file that shows it}}.
 ELSEWHERE = {
     '.ci/run': {
-        'make test-horovod': 'make test-horovod\n',
+        'make test-horovod': 'make test-horovod ARGS=',
         'make test-imgclsmob': 'make test-imgclsmob ',
         'make test-interop': 'make test-interop\n'},
     'Makefile': {
@@ -122,8 +122,8 @@ ELSEWHERE = {
         'train_log': "args = list(args) + ['--hosts', hosts, '--worker']\n",
         'sbatch docs/cluster/slurm.sh <tree> <folder>':
             "['bash', 'docs/cluster/slurm.sh', str(sixteen), str(tmp_path / 'log')]",
-        'kubectl apply -f docs/cluster/tfjob.yaml': "@pytest.mark.parametrize('kind', ['tfjob', 'job'])\ndef test_kubernetes(",
-        'kubectl apply -f docs/cluster/job.yaml': "@pytest.mark.parametrize('kind', ['tfjob', 'job'])\ndef test_kubernetes("},
+        'kubectl apply -f docs/cluster/tfjob.yaml': "('kind', ['tfjob', pytest.param('job', marks=rare)])\n",
+        'kubectl apply -f docs/cluster/job.yaml': "('kind', ['tfjob', pytest.param('job', marks=rare)])\n"},
     'tests/training/test_horovod.py': {    # make test-horovod
         'horovodrun -np 16 -H <host1>:8,<host2>:8 python main.py --train --trainer horovod --data_dir=<tree> --log_dir train_log':
             "[HOROVODRUN, '-np', '2', '-H', hosts, "},

@@ -93,9 +93,10 @@ def test_two_workers_are_as_one_process(sixteen, tmp_path):
         assert stats_of(tmp_path / 'two')[0][name] == pytest.approx(stats_of(tmp_path / 'one')[0][name], rel=1e-6)
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_killed_and_resumed_is_as_never_interrupted(small, tmp_path):
-    """On every stack. Worker 1 is given neither the seed nor the folder: weights, and where to go on, are worker 0's."""
+    """Worker 1 is given neither the seed nor the folder: weights, and where to go on, are worker 0's."""
     more = ['--epochs', 3, '--dropout_keep_prob', 1, '--width_ratio', 1, '--lr', 0.001, '--load', DIGITS_CHECKPOINT]
     own = [['--log_dir', tmp_path / 'log'], ['--log_dir', tmp_path / 'other']]
     with pair(tmp_path / 'killed', flags(small, tmp_path, *more), own) as workers:
@@ -121,10 +122,14 @@ def test_killed_and_resumed_is_as_never_interrupted(small, tmp_path):
 MOMENTS = {'start-up': None, 'first step': 'Start Epoch 1', 'epoch': 'Start Epoch 2'}    # and what worker 0 has printed by then
 
 
+rare = pytest.mark.rare
+
+
 @pytest.mark.once
 @pytest.mark.slow
-@pytest.mark.parametrize('moment', sorted(MOMENTS))
-@pytest.mark.parametrize('victim', [0, 1])
+@pytest.mark.parametrize('victim, moment', [
+    (0, 'start-up'), (1, 'start-up'), (0, 'first step'), pytest.param(1, 'first step', marks=rare),
+    pytest.param(0, 'epoch', marks=rare), (1, 'epoch')])
 def test_a_worker_that_is_killed(small, tmp_path, victim, moment):
     survivor = 1 - victim
     with pair(tmp_path, flags(small, tmp_path / 'log', '--epochs', 1000)) as workers:
@@ -138,7 +143,7 @@ def test_a_worker_that_is_killed(small, tmp_path, victim, moment):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('victim', [0, 1])
+@pytest.mark.parametrize('victim', [0, pytest.param(1, marks=rare)])
 def test_a_worker_that_is_stopped(small, tmp_path, victim):
     """TensorFlow 1 would wait for ever."""
     with pair(tmp_path, flags(small, tmp_path / 'log', '--epochs', 1000)) as workers:
@@ -152,7 +157,7 @@ def test_a_worker_that_is_stopped(small, tmp_path, victim):
 
 @pytest.mark.once
 @pytest.mark.slow
-@pytest.mark.parametrize('victim', [0, 1])
+@pytest.mark.parametrize('victim', [1, pytest.param(0, marks=rare)])
 def test_a_worker_that_is_asked_to_stop(small, tmp_path, victim):
     """All stop after the same step."""
     with pair(tmp_path, flags(small, tmp_path / 'log', '--epochs', 1000)) as workers:
@@ -247,6 +252,7 @@ def test_what_is_compared(digits):
 
 # ------------------------------------------------------------------------------------------------ workers of one machine
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_workers_that_the_program_starts(small, tmp_path):
     """Ctrl-C reaches the program alone; kill -9 leaves nobody behind."""
@@ -326,7 +332,7 @@ QUICK = ['--epochs', '1', '--batch', '16', '--width_ratio', '0.25', '--image_siz
 
 @pytest.mark.once
 @pytest.mark.slow
-@pytest.mark.parametrize('kind', ['tfjob', 'job'])
+@pytest.mark.parametrize('kind', ['tfjob', pytest.param('job', marks=rare)])
 def test_kubernetes(sixteen, tmp_path, kind):
     """Their commands, as two processes, with this machine's addresses and folders in place of theirs."""
     command, count = in_kubernetes(kind)

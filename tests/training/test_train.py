@@ -216,6 +216,7 @@ def test_fine_tuning_learns_other_classes(digits, tmp_path):
     assert variables(log_dir / 'ghostnet_checkpoint')[left_out[1]].shape == (4,)
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_a_variant_is_trained_on_and_resumed(small, tmp_path):
     """From a checkpoint that records it, and has no head, through all that a run saves."""
