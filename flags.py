@@ -56,7 +56,11 @@ def add_device_flags(how):
                      "those of TF_CONFIG, or one for each of --gpu or --towers, which the program starts")
     how.add_argument('--worker', type=number(int, lambda n: n >= 0, "0 or a positive integer"),
                      help="the number of this worker in --hosts, from 0")
-    how.add_argument('--data-format', choices=['NHWC', 'NCHW'], default='NHWC', help="layout inside the network")
+    how.add_argument('--data-format', choices=['NHWC', 'NCHW'],
+                     help="layout inside the network (default: NCHW on GPUs, where it is faster, else NHWC)")
+    how.add_argument('--amp', action='store_true',
+                     help="--train on GPUs: mixed precision, float16 where it is safe, with loss scaling")
+    how.add_argument('--xla', action='store_true', help="--train: XLA compiles what it can of a step")
     how.add_argument('--engine', choices=ENGINES, default='tensorpack',
                      help="what computes in --eval and --predict; auto is the fastest on this machine. The result is the same")
     how.add_argument('--jobs', type=up_to(1024), help="--eval, --predict: workers, of one core each (default: all cores)")
@@ -175,8 +179,8 @@ def check_combinations(args, parser):
     for flag in ('save_logits', 'cache', 'report'):
         if getattr(args, flag) is not None and not args.eval:
             parser.error("--%s goes with --eval" % flag)
-    for flag in ('class_weights', 'patience'):
-        if getattr(args, flag) is not None and not args.train:
+    for flag in ('class_weights', 'patience', 'amp', 'xla'):
+        if getattr(args, flag) and not args.train:
             parser.error("--%s goes with --train" % flag)
     if args.engine in ON_CPU and args.gpu is not None:
         parser.error("--engine %s computes on the CPU: leave out --gpu" % args.engine)

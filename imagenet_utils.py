@@ -4,7 +4,7 @@ import concurrent.futures
 import contextlib
 import itertools
 
-from tf_compat import tf
+from tf_compat import loss_scaled, tf
 
 import numpy as np
 from tensorpack import ModelDesc
@@ -23,6 +23,7 @@ from pictures import PictureReader, ReaderInWorker
 from processes import ProcessMap
 from recipe import IMAGE_SIZE, MOMENTUM
 
+ON = 1    # of RewriterConfig.Toggle and of OptimizerOptions.GlobalJitLevel
 MEAN, STD = np.float32([0.406, 0.456, 0.485]), np.float32([0.225, 0.224, 0.229])    # of ImageNet, BGR, images in [0, 1]
 
 
@@ -156,10 +157,11 @@ class ImageNetModel(ModelDesc):
     """Classifier of ImageNet-like images: preprocessing, loss, errors and optimiser. Subclasses give ``get_logits``.
 
     Args: see ghostnet.GhostNet.
-    Attributes: `class_weights`, float32 (classes,), or None, by which the loss of an image is multiplied in training.
+    Attributes: `class_weights`, float32 (classes,), or None, by which the loss of an image is multiplied in training;
+    `mixed_precision`, whether the loss is scaled for a graph that `session_creator` has rewritten to float16.
     """
 
-    class_weights = None
+    class_weights, mixed_precision = None, False
 
     def __init__(self, data_format, lr, weight_decay, label_smoothing, freeze_bn, variant=PUBLISHED, image_size=IMAGE_SIZE):
         super(ImageNetModel, self).__init__()
@@ -215,6 +217,8 @@ class ImageNetModel(ModelDesc):
         lr = tf.get_variable('learning_rate', initializer=float(self.lr), trainable=False)
         tf.summary.scalar('learning_rate-summary', lr)
         optimizer = tf.train.MomentumOptimizer(lr, MOMENTUM, use_nesterov=True)
+        if self.mixed_precision:
+            optimizer = loss_scaled(optimizer)
         if self.freeze_bn:
             optimizer = apply_grad_processors(optimizer, [ScaleGradient(('.*/(gamma|beta)', 0), verbose=False)])
         return optimizer
@@ -222,14 +226,22 @@ class ImageNetModel(ModelDesc):
 
 # -------------------------------------------------------------------------------------------------------------- sessions
 
-def session_creator(threads=None, rewrite=True):
-    """Tensorpack's, with `threads` (all cores) within an operation: its own default, one, is for GPUs.
+def session_creator(threads=None, rewrite=True, mixed_precision=False, xla=False):
+    """Tensorpack's, which takes a GPU's memory as it is needed, with `threads` (all cores) within an operation, not one.
 
-    `rewrite`: whether TensorFlow rewrites graphs before they run (Grappler).
+    Args:
+        rewrite (bool): TensorFlow rewrites graphs before they run (Grappler).
+        mixed_precision (bool): then also to float16, where that is safe, on GPUs.
+        xla (bool): XLA compiles clusters of operations.
     """
     creator = NewSessionCreator()
     creator.config.intra_op_parallelism_threads = threads or cores()
-    creator.config.graph_options.rewrite_options.disable_meta_optimizer = not rewrite
+    options = creator.config.graph_options
+    options.rewrite_options.disable_meta_optimizer = not rewrite
+    if mixed_precision:
+        options.rewrite_options.auto_mixed_precision = ON
+    if xla:
+        options.optimizer_options.global_jit_level = ON
     return creator
 
 

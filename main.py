@@ -13,7 +13,7 @@ from itertools import compress
 
 from command_line import InputError, check_writable, quiet_tensorpack, run, write_json, write_npz
 from dataset import VAL_SHARE, open_tree, open_tree_of
-from flags import parse_args
+from flags import ON_CPU, parse_args
 from recipe import FINETUNE, IMAGE_SIZE, IMAGENET_IMAGES, RECIPE, learning_rate, smallest_area, steps_per_epoch
 
 PAPER = {0.5: ('42', '2.6'), 1.0: ('141', '5.2'), 1.3: ('226', '7.3')}    # paper, table 7: millions at each width
@@ -42,8 +42,15 @@ def build_model(args, num_classes, source=None):
     def chosen(flag, name):
         return made_with[name] if getattr(args, flag) is None else getattr(args, flag)
     return GhostNet(num_classes, chosen('dw_code_str', 'dw_code'), chosen('ratio_code_str', 'ratio_code'), chosen('se', 'se'),
-                    args.data_format, chosen('width_ratio', 'width'), args.lr, args.weight_decay, args.dropout_keep_prob,
+                    layout(args), chosen('width_ratio', 'width'), args.lr, args.weight_decay, args.dropout_keep_prob,
                     args.label_smoothing, args.freeze_bn, variant, image_size=image_size)
+
+
+def layout(args):
+    """--data-format, or by default that in which the device computes fastest."""
+    from tf_compat import computes_on_gpu
+    on_gpu = args.engine not in ON_CPU and not args.flops and computes_on_gpu()
+    return args.data_format or ('NCHW' if on_gpu else 'NHWC')
 
 
 def tree_of(args, source=None):
@@ -233,6 +240,7 @@ def run_train(args, watch):
         need_classifier(source)
     tree = tree_of(args, None if args.finetune and not args.resume else source)
     model = build_model(args, len(tree.classes), source)
+    model.mixed_precision = args.amp
     data = Data(tree.images('train'), tree.images('val'), smallest_area(model.width), picture_reader(args, model))
     warn_of_duplicates(data.train, data.val)
     if args.class_weights:
@@ -245,7 +253,8 @@ def run_train(args, watch):
         train(model, data, Run(
             args.log_dir, batch, args.epochs, seed=args.seed, record=record,
             options=run_options(args, model, tree.val_share), load=args.load, finetune=args.finetune, patience=args.patience,
-            resume=args.resume, changeable=args.changeable, gpus=gpus, towers=towers, workers=workers))
+            resume=args.resume, changeable=args.changeable, gpus=gpus, towers=towers, workers=workers,
+            xla=args.xla))
 
 
 def source_to_train(args):
@@ -277,7 +286,8 @@ def run_options(args, model, val_share):
                     'number of classes': model.num_classes})
     for name, code, default in ('--dw_code_str', model.dw_code, 3), ('--ratio_code_str', model.ratio_code, 2):
         options[name] = None if set(code) == {default} else code
-    added = {'--class_weights': args.class_weights, '--patience': args.patience, '--val_share': val_share}    # older runs lack them
+    added = {'--class_weights': args.class_weights, '--patience': args.patience, '--val_share': val_share,
+             '--amp': args.amp or None, '--xla': args.xla or None}    # older runs lack them
     options.update({name: value for name, value in added.items() if value is not None})
     return options
 
@@ -328,7 +338,11 @@ def main(args):
 
 
 def run_jobs(args, watch):
+    if args.xla:    # for CPUs too, which it else leaves out
+        os.environ['TF_XLA_FLAGS'] = (os.environ.get('TF_XLA_FLAGS', '') + ' --tf_xla_cpu_global_jit').strip()
     import tf_compat  # before all else that imports TensorFlow
+    if args.amp and not tf_compat.computes_on_gpu():
+        raise InputError("--amp is for GPUs: %s; or leave --amp out" % (tf_compat.only_cpus() or "name one with --gpu"))
     if args.gpu is not None and (args.eval or args.predict or args.train and not args.lr_schedule):
         tf_compat.need_gpus(args.gpu)
     if not args.train:

@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 
-from tf_compat import TENSORFLOW_VERSION, only_cpus, tf
+from tf_compat import TENSORFLOW_VERSION, computes_on_gpu, tf
 
 from tensorflow.python.ops import collective_ops
 from tensorflow.python.training.monitored_session import _MonitoredSession
@@ -54,7 +54,7 @@ class CollectiveWorkers(OneWorker):
         cluster = watch.cluster
         self.watch, self.rank, self.size = watch, cluster.worker, cluster.size
         self.local_size, self.local_rank = len(cluster.local), cluster.local.index(cluster.worker)
-        self.gpu = only_cpus() is None and os.environ.get('CUDA_VISIBLE_DEVICES') not in ('', '-1')
+        self.gpu = computes_on_gpu()
         self.pinned = gpu is not None
         self.keys, self.before, self.server = itertools.count(1), [], None
 

@@ -49,15 +49,16 @@ class Run:
         gpus (int): GPUs to train on; 0 for the device that TensorFlow picks, or for
         towers (int): as many replicas on the CPU.
         workers: the processes that train together, see training/workers.py. Worker 0 alone writes.
+        xla (bool): XLA compiles what it can of a step.
     """
 
     def __init__(self, folder, batch, epochs, seed=None, record=UNRECORDED, options=(), load=None,
-                 finetune=False, patience=None, resume=False, changeable=(), gpus=0, towers=1, workers=None):
+                 finetune=False, patience=None, resume=False, changeable=(), gpus=0, towers=1, workers=None, xla=False):
         self.folder, self.batch, self.epochs, self.seed = folder, batch, epochs, seed
         self.options, self.changeable = dict(options, **{'--batch': batch, '--epochs': epochs}), changeable
         self.record, self.patience = record, patience
         self.load, self.finetune, self.resume = load, finetune, resume
-        self.workers = workers or OneWorker()
+        self.workers, self.xla = workers or OneWorker(), xla
         self.gpus, self.towers = gpus, max(gpus, towers) if self.workers.has_towers else 1
         self.chief = self.workers.rank == 0
 
@@ -184,7 +185,8 @@ def fit(model, data, run, start, schedule):
                     EpochMeans(measured(model.num_classes)), Progress(run.batch), EstimatedTimeLeft(), MergeAllSummaries(),
                     RunUpdateOps()],
                 # On CPUs, rewriting the graphs takes ten seconds and makes no step faster.
-                session_init=start.restore, session_creator=session_creator(threads, rewrite=not only_cpus()),
+                session_init=start.restore,
+                session_creator=session_creator(threads, not only_cpus(), model.mixed_precision, run.xla),
                 steps_per_epoch=schedule.steps, starting_epoch=schedule.epochs_done(start.step) + 1, max_epoch=run.epochs), trainer)
     if trainer.global_step < schedule.last:    # else what was read ahead of the end does not matter
         watched.append(dataflow)
