@@ -101,12 +101,17 @@ class PictureBatches(DataFlow):
             if batch:
                 yield batch
 
-    def __iter__(self):
+    def with_results(self):
+        """Iterates over (pictures, results): the label of each and the reader's notes, or None where it is left out."""
         reader = self.here.reader
         shape = (reader.image_size, reader.image_size, 3)
         for pictures, results in ProcessMap(self.in_batches(), self.in_worker, self.here, shape, self.batch, self.processes):
             for path, note in itertools.chain.from_iterable(notes for _, notes in filter(None, results)):
                 reader.note(path, note)
+            yield pictures, results
+
+    def __iter__(self):
+        for pictures, results in self.with_results():
             if None in results:
                 pictures = pictures[[result is not None for result in results]]
             yield [pictures, np.array([label for label, _ in filter(None, results)], np.int32)]

@@ -159,12 +159,15 @@ def computed(args, model, restore, images, reader, read=None, keep_logits=True):
     from augmentation import kept_images
     from evaluation.engines import make_engine
     from evaluation.evaluate import evaluate
+    from evaluation.pool import PoolReader, pool_is_faster
 
     def read_files(start, end):
         return kept_images([path for path, _ in images[start:end]], reader)
     with mismatch_explained(model):
         engine = make_engine(args.engine, model, restore, args.jobs, lambda: read_files(0, 16)[0])
-    return evaluate(engine, model, images, args.eval_batch, args.jobs, read or read_files, keep_logits), engine
+    if read is None:
+        read = PoolReader(images, reader) if pool_is_faster(args.jobs) else read_files
+    return evaluate(engine, model, images, args.eval_batch, args.jobs, read, keep_logits), engine
 
 
 def run_predict(args):
