@@ -344,8 +344,8 @@ def run_jobs(args, watch):
     if args.xla:    # for CPUs too, which it else leaves out
         os.environ['TF_XLA_FLAGS'] = (os.environ.get('TF_XLA_FLAGS', '') + ' --tf_xla_cpu_global_jit').strip()
     import tf_compat  # before all else that imports TensorFlow
-    if args.amp and not tf_compat.computes_on_gpu():
-        raise InputError("--amp is for GPUs: %s; or leave --amp out" % (tf_compat.only_cpus() or "name one with --gpu"))
+    if args.amp:
+        tf_compat.need_mixed_precision()
     if args.gpu is not None and (args.eval or args.predict or args.train and not args.lr_schedule):
         tf_compat.need_gpus(args.gpu)
     if not args.train:

@@ -188,13 +188,19 @@ def computes_on_gpu():
     return _version(tensorflow) < (2, 0) or gpu_count() > 0    # TensorFlow 1 would take memory of all to count them
 
 
+def need_mixed_precision():
+    """Raises InputError where --amp is not possible."""
+    if _version(tensorflow) < (1, 14):
+        raise InputError("--amp needs TensorFlow 1.14 or later, and this is %s: leave it out" % TENSORFLOW_VERSION)
+    if not computes_on_gpu():
+        raise InputError("--amp is for GPUs: %s; or leave --amp out" % (only_cpus() or "name one with --gpu"))
+
+
 def loss_scaled(optimizer):
     """An optimizer whose loss is scaled, dynamically, so that float16 gradients do not vanish; it skips steps that overflow.
 
     Source: Micikevicius et al., "Mixed Precision Training" (2018), section 3.2; tf.train.experimental.DynamicLossScale.
     """
-    if _version(tensorflow) < (1, 14):
-        raise InputError("--amp needs TensorFlow 1.14 or later, and this is %s: leave it out" % TENSORFLOW_VERSION)
     from tensorflow.python.training.experimental import loss_scale, loss_scale_optimizer
     return loss_scale_optimizer.MixedPrecisionLossScaleOptimizer(optimizer, loss_scale.DynamicLossScale())
 
