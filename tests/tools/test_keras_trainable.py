@@ -135,6 +135,7 @@ def test_what_keras_trains_is_what_main_evaluates(digits, tmp_path):
     assert np.linalg.norm(logits - numbers['predicted']) <= 1e-5 * np.linalg.norm(logits)
 
 
+@pytest.mark.rare
 @today
 @pytest.mark.slow
 def test_a_backbone_in_a_model_of_the_user_comes_back_too(tmp_path):

@@ -128,8 +128,8 @@ rare = pytest.mark.rare
 @pytest.mark.once
 @pytest.mark.slow
 @pytest.mark.parametrize('victim, moment', [
-    (0, 'start-up'), (1, 'start-up'), (0, 'first step'), pytest.param(1, 'first step', marks=rare),
-    pytest.param(0, 'epoch', marks=rare), (1, 'epoch')])
+    (0, 'start-up'), (1, 'start-up'), pytest.param(0, 'first step', marks=rare), pytest.param(1, 'first step', marks=rare),
+    (0, 'epoch'), pytest.param(1, 'epoch', marks=rare)])
 def test_a_worker_that_is_killed(small, tmp_path, victim, moment):
     survivor = 1 - victim
     with pair(tmp_path, flags(small, tmp_path / 'log', '--epochs', 1000)) as workers:

@@ -192,6 +192,7 @@ def test_towers_average_the_gradient_of_the_whole_batch(sixteen, tmp_path):
     assert not np.array_equal(before['MobileNetV2/Conv2d_0/W'], two['MobileNetV2/Conv2d_0/W'])
 
 
+@pytest.mark.rare    # test_two_runs_in_one_process has the same seed twice
 @pytest.mark.once
 @pytest.mark.slow
 def test_seed_fixes_weights_order_and_augmentation(small, tmp_path):
