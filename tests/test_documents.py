@@ -77,8 +77,6 @@ SLOW = [
          swap=[('<tree>', "data/digits LOAD=models/digits_checkpoint ARGS='--manifest models/digits.json'")]),
     here('python main.py --predict <folder> --load <checkpoint> --data_dir <tree> --topk 5 --json result.json',
          prints='folder/picture.jpg', writes='result.json'),
-    here('python main.py --predict <folder>/picture.jpg <folder> --load <checkpoint> --data_dir <tree> --topk 5 --json result.json',
-         prints='folder/picture.jpg', writes='result.json'),
     here('python main.py --predict data/digits/val --topk 1', prints='data/digits/val/digits_val_00000004.png'),
 ]
 
