@@ -92,6 +92,8 @@ def attend(connection):
             for name, descriptor in (('out', 1), ('err', 2)):
                 os.dup2(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT), descriptor)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            if not hasattr(sys.stdout, 'reconfigure'):    # see below
+                sys.stderr = open(os.dup(2), 'w', 1, sys.stderr.encoding, 'backslashreplace')
             os.chdir(cwd)
             return arguments
         connection.sendall(b'%d\n' % pid)
@@ -112,6 +114,9 @@ def execute(arguments):
 
 if __name__ == '__main__':
     sys.path.insert(0, ROOT)
+    if not hasattr(sys.stdout, 'reconfigure'):    # CPython 3.6: Tensorpack's log keeps the stdout that it finds
+        from command_line import make_streams_printable
+        make_streams_printable()
     import tf_compat  # noqa: F401  (before what imports TensorFlow in another way)
 
     import evaluation.engines  # noqa: F401

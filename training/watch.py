@@ -197,7 +197,7 @@ class Watch:
         """From a thread, whatever TensorFlow waits for. What is half written has no name yet."""
         time.sleep(BEAT)    # where this worker ends for the same reason, its own line is the better one
         if not self.over:
-            sys.stderr.write("%smain.py: %s\n" % ('\n' if sys.stderr.isatty() else '', line))
+            sys.stderr.write("\nmain.py: %s\n" % line)    # a progress bar may be there
             sys.stderr.flush()
             os._exit(2)
 
