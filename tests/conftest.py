@@ -84,19 +84,12 @@ def run_main(*args, **kwargs):
     `script`: another one, in a list, such as ['-m', 'tools.export']; `python`, `env`: the Python, the environment.
     """
     script = kwargs.get('script', [os.path.join(ROOT, 'main.py')])
-    if not {'python', 'env'} & set(kwargs) and is_ours(script, kwargs.get('cwd', ROOT)) and forked.known_environment():
+    if not {'python', 'env', 'script'} & set(kwargs) and forked.known_environment():
         return forked.run(script + [str(a) for a in args], str(kwargs.get('cwd', ROOT)), 600)
     command = [kwargs.get('python', sys.executable)] + script
     run = subprocess.run(command + [str(a) for a in args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
                          cwd=kwargs.get('cwd', ROOT), env=kwargs.get('env'), timeout=600)
     return run.returncode, run.stdout, run.stderr
-
-
-def is_ours(script, cwd):
-    """Whether a script, or a module, is that of this project, and not of a copy of it."""
-    if script[0] == '-m':
-        return os.path.realpath(str(cwd)) == ROOT
-    return len(script) == 1 and os.path.dirname(os.path.realpath(script[0])).startswith(ROOT)
 
 
 def refused(*args, **kwargs):

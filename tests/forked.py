@@ -1,7 +1,7 @@
-"""Runs commands of this project in forks of a process that has imported TensorFlow, which takes five seconds of each command.
+"""Runs main.py in forks of a process that has imported TensorFlow, which takes five seconds of each command.
 
 A fork does what a new Python would: the script as __main__, its arguments, folder and environment. `conftest.run_main` takes this
-way where nothing depends on how Python begins.
+way for main.py alone, which imports TensorFlow before all else; PyTorch, for example, cannot be imported after it.
 """
 import atexit
 import contextlib
@@ -30,7 +30,7 @@ def known_environment():
 
 
 def run(arguments, cwd, timeout):
-    """(exit status, stdout, stderr) of ``python arguments``, a script or a module of this project. Raises TimeoutExpired."""
+    """(exit status, stdout, stderr) of ``python arguments``, a script of this project. Raises TimeoutExpired."""
     if not SERVER:
         start()
     folder = tempfile.mkdtemp()
@@ -104,12 +104,8 @@ def attend(connection):
 
 def execute(arguments):
     """What Python does with a command line."""
-    if arguments[0] == '-m':
-        sys.argv, sys.path[0] = arguments[1:], ''
-        runpy.run_module(arguments[1], run_name='__main__', alter_sys=True)
-    else:
-        sys.argv, sys.path[0] = arguments, os.path.dirname(os.path.abspath(arguments[0]))
-        runpy.run_path(arguments[0], run_name='__main__')
+    sys.argv, sys.path[0] = arguments, os.path.dirname(os.path.abspath(arguments[0]))
+    runpy.run_path(arguments[0], run_name='__main__')
 
 
 if __name__ == '__main__':
