@@ -85,7 +85,7 @@ ELSEWHERE = {
     '.ci/run': {
         'make test-horovod': 'make test-horovod\n',
         'make test-imgclsmob': 'make test-imgclsmob ',
-        'make test-interop': 'make test-interop\n'},
+        'make test-interop': 'make test-interop ARGS='},
     'Makefile': {
         'make reproduce DATA=<tree> LOAD=models/ghostnet_checkpoint': 'tools.reproduce --data_dir "$(DATA)" --load "$(LOAD)" ',
         'make fetch': 'python models/fetch.py $(ARGS)\n',    # and tests/test_fetch.py, as the next two
