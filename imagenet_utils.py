@@ -134,7 +134,7 @@ def train_dataflow(images, smallest_area, processes, reader=None):
 
 
 def eval_dataflow(images, batch, reader=None, processes=None, endless=False):
-    """PictureBatches, the last one as small as it must be: validation in training.
+    """PictureBatches, the last one as small as it must be: validation in training, and evaluation.pool.
 
     Args:
         images (list of [path, label]): what to read, in this order.

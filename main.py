@@ -211,22 +211,15 @@ def start_watch(args):
 def local_shares(args):
     """The flags of each of the workers that this machine is to have, [] where one process does all."""
     from tf_compat import wants_processes
-    gpus, several = args.gpu.split(',') if args.gpu else [], args.gpu and ',' in args.gpu
+    gpus = args.gpu.split(',') if args.gpu else []
     if args.trainer == 'collective' and not gpus and not args.towers:
         raise InputError("--trainer collective needs workers: --gpu 0,1 or --towers 2 for those of this machine, or --hosts and "
                          "--worker, or TF_CONFIG, for those of several")
-    if args.trainer == 'collective' or (args.trainer is None and several and wants_processes()):
+    if args.trainer == 'collective' or (args.trainer is None and len(gpus) > 1 and wants_processes()):
         more = ['--trainer', 'collective']
         shares = [more + ['--gpu', gpu.strip()] for gpu in gpus] or [more + ['--towers', '1']] * args.towers
         return shares if len(shares) > 1 else []
     return []
-
-
-def run_workers_here(args):
-    """Trains by workers on this machine, if that is to be done. Returns their exit status, None if it is not."""
-    from training.cluster import run_workers
-    shares = local_shares(args)
-    return run_workers(sys.argv, shares) if shares else None
 
 
 def run_train(args, watch):
@@ -359,9 +352,10 @@ def run_jobs(args, watch):
     if args.lr_schedule:
         print_schedule(args)
     elif args.train:
-        status = None if watch else run_workers_here(args)
-        if status is not None:
-            return status
+        from training.cluster import run_workers
+        shares = [] if watch else local_shares(args)
+        if shares:
+            return run_workers(sys.argv, shares)
         run_train(args, watch)
     return None
 

@@ -5,10 +5,7 @@ from tf_compat import computes_on_gpu
 
 import numpy as np
 
-from augmentation import EvalSample
-from command_line import cores
-from imagenet_utils import PictureBatches
-from pictures import ReaderInWorker
+from imagenet_utils import eval_dataflow
 
 MANY = 32    # threads: together they read about 3,000 pictures a second, and no core more
 
@@ -30,7 +27,7 @@ class PoolReader:
     """
 
     def __init__(self, images, reader, processes=None):
-        self.images, self.reader, self.processes = images, reader, processes or cores()
+        self.images, self.reader, self.processes = images, reader, processes
         self.turn, self.position, self.batches, self.error = threading.Condition(), 0, None, None
 
     def __call__(self, start, end):
@@ -40,8 +37,7 @@ class PoolReader:
                 raise self.error
             try:
                 if self.batches is None:
-                    self.batches = PictureBatches(self.images, end - start, EvalSample(ReaderInWorker(self.reader)),
-                                                  EvalSample(self.reader), self.processes).with_results()
+                    self.batches = eval_dataflow(self.images, end - start, self.reader, self.processes).with_results()
                 pictures, results = next(self.batches)
             except BaseException as error:
                 self.error = error

@@ -61,6 +61,11 @@ def simulate(args, size):
     return rows
 
 
+def chosen(rows, growing, gbit):
+    """Those of a kind of batch and a network, by number of GPUs."""
+    return [row for row in rows if (row['growing'], row['gbit']) == (growing, gbit)]
+
+
 def knee(rows):
     """The most GPUs of which each still does 80 % of what it does alone."""
     return max([row['gpus'] for row in rows if row['efficiency'] >= 0.8], default=1)
@@ -74,10 +79,10 @@ def print_rows(args, rows, size):
                              for gbit in NETWORKS], headers=['the ring takes', '8 GPUs', '64', '512'], tablefmt='github'))
     table = []
     for growing, gbit in itertools.product((False, True), NETWORKS):
-        chosen = [row for row in rows if (row['growing'], row['gbit']) == (growing, gbit)]
+        curve = chosen(rows, growing, gbit)
         batch = "%d a GPU" % (RECIPE.batch // GPUS_OF_A_MACHINE) if growing else "%d in all" % RECIPE.batch
-        speeds = [row['images/s'] for row in chosen if row['gpus'] in (8, 64, 512)]
-        table.append([batch, '%d Gbit/s' % gbit] + speeds + ['%d GPUs' % knee(chosen)])
+        speeds = [row['images/s'] for row in curve if row['gpus'] in (8, 64, 512)]
+        table.append([batch, '%d Gbit/s' % gbit] + speeds + ['%d GPUs' % knee(curve)])
     print()
     print(tabulate.tabulate(table, headers=['batch', 'network', 'images/s: 8 GPUs', '64', '512', '80 % up to'], tablefmt='github'))
 
@@ -90,8 +95,8 @@ def plot(rows, path):
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True)
     for panel, growing in zip(panels, (False, True)):
         for gbit, style in zip(NETWORKS, ('o-', 's-', '^-')):
-            chosen = [row for row in rows if (row['growing'], row['gbit']) == (growing, gbit)]
-            panel.loglog([row['gpus'] for row in chosen], [row['images/s'] for row in chosen], style, label='%d Gbit/s' % gbit)
+            curve = chosen(rows, growing, gbit)
+            panel.loglog([row['gpus'] for row in curve], [row['images/s'] for row in curve], style, label='%d Gbit/s' % gbit)
         alone = [row['images/s'] for row in rows if row['gpus'] == 1][0]
         panel.loglog(GPUS, [alone * gpus for gpus in GPUS], 'k:', label='ideal')
         panel.set_xticks(GPUS)
@@ -122,6 +127,12 @@ def gradient_shapes():
         return [v.shape.as_list() for v in tf.trainable_variables()]
 
 
+def size_of(shapes):
+    """Bytes of float32 arrays of these shapes."""
+    import numpy as np
+    return 4 * sum(int(np.prod(shape)) for shape in shapes)
+
+
 def add_up(args):
     """A process of --measure, which adds up gradients with the other one. Worker 0 prints what each way takes."""
     from training.cluster import find_cluster
@@ -134,7 +145,8 @@ def add_up(args):
         workers = CollectiveWorkers(watch, None)
         creator = workers.adapt(session_creator(1))
         with tf.Graph().as_default():
-            values = [tf.fill(shape, 1.0) for shape in gradient_shapes()]
+            shapes = gradient_shapes()
+            values = [tf.fill(shape, 1.0) for shape in shapes]
 
             def half():
                 small = [tf.cast(value, tf.float16) for value in values]
@@ -153,14 +165,10 @@ def add_up(args):
         if workers.rank == 0:
             import tabulate
             print(tabulate.tabulate([[name, '%.1f ms' % (1e3 * statistics.median(found[1:]))] for name, found in seconds.items()],
-                                    headers=['%d gradients of %.1f MB' % (len(values), 4e-6 * elements(values)), 'median'],
+                                    headers=['%d gradients of %.1f MB' % (len(shapes), size_of(shapes) / 1e6), 'median'],
                                     tablefmt='github'))
         workers.agree()
         workers.finish()
-
-
-def elements(values):
-    return sum(value.shape.num_elements() for value in values)
 
 
 def measure(args):
@@ -176,8 +184,7 @@ def main(args):
         return measure(args)
     for path in filter(None, (args.json, args.plot)):
         check_writable(path)
-    import numpy as np
-    size = 4 * sum(int(np.prod(shape)) for shape in gradient_shapes())
+    size = size_of(gradient_shapes())
     rows = simulate(args, size)
     print_rows(args, rows, size)
     if args.json is not None:

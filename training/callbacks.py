@@ -176,12 +176,11 @@ class Validation(DataParallelInferenceRunner):
 
     def __init__(self, data, num_classes, towers, dtypes, guard, processes):
         self.guard, workers = guard, guard.workers
-        images, self._chief_only, add = data.val, True, list
-        if workers.splits_validation:
-            images, self._chief_only, add = images[workers.rank::workers.size], False, workers.add
+        self._chief_only = not workers.splits_validation
+        images = data.val[workers.rank::workers.size] if workers.splits_validation else data.val
         self.data = KeepError(eval_dataflow(images, 32, data.reader, processes, endless=True))
         super(Validation, self).__init__(RoundInput(self.data, queue=tf.FIFOQueue(4, dtypes)),
-                                         [ErrorOfAll(k, add) for k in tops(num_classes)], towers)
+                                         [ErrorOfAll(k, workers.add) for k in tops(num_classes)], towers)
 
     def _before_train(self):
         if self.guard.workers.splits_validation:    # else the others would wait for this worker

@@ -72,8 +72,8 @@ class Watch:
         while True:
             try:
                 peer = connection(socket.create_connection((host, port + WATCH), 5))
-                peer.send_bytes(self.hello(self.cluster.worker))
-                answer = json.loads(peer.recv_bytes(LIMIT).decode())
+                write(peer, ['ghostnet', self.cluster.worker, self.cluster.hosts])
+                answer = read(peer)
                 break
             except (OSError, EOFError, ValueError) as error:
                 reason = getattr(error, 'strerror', None) or str(error) or "it answers no worker"
@@ -88,16 +88,13 @@ class Watch:
             raise InputError("%s refuses this worker %d: %s" % (self.cluster.name(0), self.cluster.worker, answer))
         self.add(0, peer)
 
-    def hello(self, worker):
-        return json.dumps(['ghostnet', worker, list(self.cluster.hosts)]).encode()
-
     def admit(self):
         """Worker 0 takes in who connects, if it is one of the workers."""
         peer = connection(self.listener.accept()[0])
         try:
             if not peer.poll(5):
                 raise EOFError
-            name, worker, hosts = json.loads(peer.recv_bytes(LIMIT).decode())
+            name, worker, hosts = read(peer)
             refusal = None
             if name != 'ghostnet' or not isinstance(worker, int):
                 raise ValueError
@@ -105,7 +102,7 @@ class Watch:
                 refusal = "its list of hosts is %s, and that of worker 0 is %s" % (','.join(hosts), ','.join(self.cluster.hosts))
             elif worker in self.peers or not 0 < worker < self.cluster.size:
                 refusal = "there is another one of that number"
-            peer.send_bytes(json.dumps(refusal or 'welcome').encode())
+            write(peer, refusal or 'welcome')
         except (OSError, EOFError, ValueError, TypeError):    # no worker
             peer.close()
             return
@@ -151,7 +148,7 @@ class Watch:
 
     def receive(self, worker, peer):
         try:
-            kind, value = json.loads(peer.recv_bytes(LIMIT).decode())
+            kind, value = read(peer)
         except (EOFError, OSError, ValueError):
             del self.peers[worker]
             self.lose(worker, "%s is lost, its connection is closed: %s" % (self.cluster.name(worker), RESUME))
@@ -180,7 +177,7 @@ class Watch:
     def send(self, peer, kind, value=None):
         try:
             with self.sending:
-                peer.send_bytes(json.dumps([kind, value]).encode())
+                write(peer, [kind, value])
         except OSError:    # whoever reads from it learns of it too
             pass
 
@@ -253,3 +250,12 @@ def connection(peer):
     peer.settimeout(None)
     peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return Connection(peer.detach())
+
+
+def write(peer, value):
+    peer.send_bytes(json.dumps(value).encode())
+
+
+def read(peer):
+    """Raises EOFError, OSError or ValueError where nothing comes, or no message."""
+    return json.loads(peer.recv_bytes(LIMIT).decode())

@@ -16,6 +16,8 @@ from checkpoints import CheckpointRestore
 from conftest import DIGITS_CHECKPOINT, ROOT, run_main  # noqa: F401
 
 STEPS = 4    # an epoch: 64 images, 16 a step
+# From weights that are good already, so that rounding is not amplified; what else depends on chance, or on a share, is off.
+STILL = ['--dropout_keep_prob', 1, '--freeze_bn', '--width_ratio', 1, '--load', DIGITS_CHECKPOINT]
 VALIDATION = 70    # images: two batches for two towers at once, and one that is left over
 
 
@@ -27,6 +29,14 @@ def cut(digits, tree, train, val, classes=10):
         lines = lists.read_text().splitlines()
         lines = [line for line in lines if name == 'synsets' or int(line.split()[1]) < classes]
         lists.write_text('\n'.join(lines[:count]) + '\n')
+    return tree
+
+
+def cut_fixture(train, val):
+    """A fixture of a module: what `cut` makes of so many images."""
+    @pytest.fixture(scope='module')
+    def tree(digits, tmp_path_factory):
+        return cut(digits, tmp_path_factory.mktemp('cut') / 'tree', train, val)
     return tree
 
 

@@ -16,23 +16,27 @@ from command_line import InputError
 from conftest import DIGITS_CHECKPOINT, ROOT, run_main
 from dataset import read_images
 from recipe import learning_rate
-from runs import STEPS, VALIDATION, cut, difference, flags, started, stats_of, train, two_namespaces, variables, wait_for, wrong
+from runs import (
+    STEPS,
+    STILL,
+    VALIDATION,
+    cut,
+    cut_fixture,
+    difference,
+    flags,
+    started,
+    stats_of,
+    train,
+    two_namespaces,
+    variables,
+    wait_for,
+    wrong,
+)
 from training.cluster import free_addresses
 from training.collective import CollectiveWorkers, fingerprint
 
 RESUME = "the same command with --resume continues after the last whole epoch"
-# From weights that are good already, so that rounding is not amplified; what else depends on chance, or on a share, is off.
-STILL = ['--dropout_keep_prob', 1, '--freeze_bn', '--width_ratio', 1, '--load', DIGITS_CHECKPOINT]
-
-
-@pytest.fixture(scope='module')
-def small(digits, tmp_path_factory):
-    return cut(digits, tmp_path_factory.mktemp('small') / 'tree', 64, VALIDATION)
-
-
-@pytest.fixture(scope='module')
-def sixteen(digits, tmp_path_factory):
-    return cut(digits, tmp_path_factory.mktemp('sixteen') / 'tree', 16, VALIDATION)
+small, sixteen = cut_fixture(64, VALIDATION), cut_fixture(16, VALIDATION)
 
 
 class Worker:
@@ -125,20 +129,26 @@ MOMENTS = {'start-up': None, 'first step': 'Start Epoch 1', 'epoch': 'Start Epoc
 rare = pytest.mark.rare
 
 
+@contextlib.contextmanager
+def struck(tree, folder, victim, signum, moment='epoch'):
+    """Two workers, one of which has just got a signal."""
+    with pair(folder, flags(tree, folder / 'log', '--epochs', 1000)) as workers:
+        if moment == 'start-up':    # both know each other, and TensorFlow is being imported
+            time.sleep(1.5)
+        else:
+            workers[0].wait_for(MOMENTS[moment])
+        workers[victim].process.send_signal(signum)
+        yield workers
+
+
 @pytest.mark.once
 @pytest.mark.slow
 @pytest.mark.parametrize('victim, moment', [
     (0, 'start-up'), (1, 'start-up'), pytest.param(0, 'first step', marks=rare), pytest.param(1, 'first step', marks=rare),
     (0, 'epoch'), pytest.param(1, 'epoch', marks=rare)])
 def test_a_worker_that_is_killed(small, tmp_path, victim, moment):
-    survivor = 1 - victim
-    with pair(tmp_path, flags(small, tmp_path / 'log', '--epochs', 1000)) as workers:
-        if moment == 'start-up':    # both know each other, and TensorFlow is being imported
-            time.sleep(1.5)
-        else:
-            workers[0].wait_for(MOMENTS[moment])
-        workers[victim].process.kill()
-        status, last = workers[survivor].ended(30)
+    with struck(small, tmp_path, victim, signal.SIGKILL, moment) as workers:
+        status, last = workers[1 - victim].ended(30)
     assert status == 2 and last.startswith('main.py: worker %d (127.0.0.1:' % victim) and last.endswith(RESUME)
 
 
@@ -146,9 +156,7 @@ def test_a_worker_that_is_killed(small, tmp_path, victim, moment):
 @pytest.mark.parametrize('victim', [0, pytest.param(1, marks=rare)])
 def test_a_worker_that_is_stopped(small, tmp_path, victim):
     """TensorFlow 1 would wait for ever."""
-    with pair(tmp_path, flags(small, tmp_path / 'log', '--epochs', 1000)) as workers:
-        workers[0].wait_for('Start Epoch 2')
-        workers[victim].process.send_signal(signal.SIGSTOP)
+    with struck(small, tmp_path, victim, signal.SIGSTOP) as workers:
         status, last = workers[1 - victim].ended(30)
         assert status == 2 and last.startswith('main.py: worker %d (127.0.0.1:' % victim) and last.endswith(RESUME)
         workers[victim].process.send_signal(signal.SIGCONT)    # it finds itself alone
@@ -160,9 +168,7 @@ def test_a_worker_that_is_stopped(small, tmp_path, victim):
 @pytest.mark.parametrize('victim', [1, pytest.param(0, marks=rare)])
 def test_a_worker_that_is_asked_to_stop(small, tmp_path, victim):
     """All stop after the same step."""
-    with pair(tmp_path, flags(small, tmp_path / 'log', '--epochs', 1000)) as workers:
-        workers[0].wait_for('Start Epoch 2')
-        workers[victim].process.send_signal(signal.SIGTERM)
+    with struck(small, tmp_path, victim, signal.SIGTERM) as workers:
         (status, last), (other_status, other) = workers[victim].ended(30), workers[1 - victim].ended(30)
     assert status == other_status == 128 + signal.SIGTERM
     assert last.startswith('main.py: stopped after step') and last.endswith(RESUME)

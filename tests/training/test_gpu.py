@@ -8,7 +8,7 @@ from tf_compat import gpu_count
 import pytest
 
 from conftest import DIGITS_CHECKPOINT, ROOT, evaluated
-from runs import cut, difference, flags, train, variables
+from runs import STILL, cut, difference, flags, train, variables
 
 if not gpu_count():
     pytest.skip("needs a GPU that TensorFlow can use: `make test-gpu`", allow_module_level=True)
@@ -23,10 +23,9 @@ def test_evaluation_counts_as_the_cpu_does(digits, tmp_path):
 def test_a_step_has_the_gradients_of_the_cpu(digits, tmp_path, monkeypatch):
     """As tests/training/test_train.py compares towers: the first momentum is the gradient. A GPU may round products to TF32."""
     tree = cut(digits, tmp_path / 'tree', 16, 10)
-    still = ['--dropout_keep_prob', 1, '--freeze_bn', '--width_ratio', 1, '--load', DIGITS_CHECKPOINT, '--epochs', 1]
-    train(*flags(tree, tmp_path / 'gpu', '--gpu', 0, *still))
+    train(*flags(tree, tmp_path / 'gpu', '--epochs', 1, '--gpu', 0, *STILL))
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '-1')
-    train(*flags(tree, tmp_path / 'cpu', *still))
+    train(*flags(tree, tmp_path / 'cpu', '--epochs', 1, *STILL))
     found = difference(variables(tmp_path / 'cpu' / 'model-1'), variables(tmp_path / 'gpu' / 'model-1'), '/Momentum')
     print("gradients: relative difference %.1e" % found)
     assert found < 1e-2

@@ -13,21 +13,11 @@ import pytest
 
 from conftest import ROOT
 from recipe import learning_rate
-from runs import DIGITS_CHECKPOINT, cut, difference, flags, stats_of, train, two_namespaces, variables
+from runs import STILL, cut, cut_fixture, difference, flags, stats_of, train, two_namespaces, variables
 
 pytest.importorskip('horovod.tensorflow', reason="Horovod is not installed here: 'make test-horovod' runs these")
 HOROVODRUN = os.path.join(os.path.dirname(sys.executable), 'horovodrun')
-STILL = ['--dropout_keep_prob', 1, '--freeze_bn', '--width_ratio', 1, '--load', DIGITS_CHECKPOINT]
-
-
-@pytest.fixture(scope='module')
-def small(digits, tmp_path_factory):
-    return cut(digits, tmp_path_factory.mktemp('small') / 'tree', 64, 40)
-
-
-@pytest.fixture(scope='module')
-def sixteen(digits, tmp_path_factory):
-    return cut(digits, tmp_path_factory.mktemp('sixteen') / 'tree', 16, 40)
+small, sixteen = cut_fixture(64, 40), cut_fixture(16, 40)
 
 
 def command(args, hosts='localhost:2', prefix=(), more=()):

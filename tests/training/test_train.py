@@ -18,21 +18,12 @@ from dataset import read_images
 from ghostnet import GhostNet
 from pictures import PictureReader
 from recipe import learning_rate
-from runs import STEPS, VALIDATION, cut, difference, flags, started, stats_of, train, variables, wait_for, wrong
+from runs import STEPS, STILL, VALIDATION, cut, cut_fixture, difference, flags, started, stats_of, train, variables, wait_for, wrong
 from training.run_folder import saved_steps
 from training.train import Data, Run, train as train_in_process
 
 KILLS = int(os.environ.get('GHOSTNET_KILLS', 4))    # each takes 20 seconds
-
-
-@pytest.fixture(scope='module')
-def small(digits, tmp_path_factory):
-    return cut(digits, tmp_path_factory.mktemp('small') / 'tree', 64, VALIDATION)
-
-
-@pytest.fixture(scope='module')
-def sixteen(digits, tmp_path_factory):
-    return cut(digits, tmp_path_factory.mktemp('sixteen') / 'tree', 16, VALIDATION)
+small, sixteen = cut_fixture(64, VALIDATION), cut_fixture(16, VALIDATION)
 
 
 # -------------------------------------------------------------------------------------------------------- a run's folder
@@ -176,9 +167,8 @@ def test_killed_at_any_moment(small, tmp_path):
 def test_towers_average_the_gradient_of_the_whole_batch(sixteen, tmp_path):
     """The first momentum is the gradient. BN uses stored statistics here: its own of a batch are those of a tower's share, and
     differ by design. Few images, so that no activation is so close to zero that rounding changes its sign, which 64 can have."""
-    still = ['--dropout_keep_prob', 1, '--freeze_bn', '--width_ratio', 1, '--load', DIGITS_CHECKPOINT, '--epochs', 1]
-    train(*flags(sixteen, tmp_path / 'one', *still))
-    train(*flags(sixteen, tmp_path / 'two', '--towers', 2, *still))
+    train(*flags(sixteen, tmp_path / 'one', '--epochs', 1, *STILL))
+    train(*flags(sixteen, tmp_path / 'two', '--epochs', 1, '--towers', 2, *STILL))
     one, two = variables(tmp_path / 'one' / 'model-1'), variables(tmp_path / 'two' / 'model-1')
     assert sorted(one) == sorted(two) and difference(one, two, '/Momentum') < 1e-4
     reported, (stats,) = stats_of(tmp_path / 'one')[0], stats_of(tmp_path / 'two')
