@@ -14,11 +14,14 @@ def images_per_second(function, images, seconds):
     return calls * images / (time.perf_counter() - start)
 
 
-def latency(function, calls=50):
-    """Median time of a call of a function without arguments, in seconds, after ten calls that are not counted."""
-    times = []
-    for _ in range(10 + calls):
-        start = time.perf_counter()
+def latency(function, calls=50, seconds=3):
+    """Median time of a call of a function without arguments, in seconds.
+
+    Ten calls are not counted, and `calls` are; fewer, but two at least, where these would take longer than `seconds`.
+    """
+    times, start = [], time.perf_counter()
+    while len(times) < 10 + calls and (len(times) < 4 or time.perf_counter() - start < seconds):
+        before = time.perf_counter()
         function()
-        times.append(time.perf_counter() - start)
-    return float(np.median(times[10:]))
+        times.append(time.perf_counter() - before)
+    return float(np.median(times[min(10, len(times) // 2):]))
