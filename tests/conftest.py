@@ -61,6 +61,11 @@ def small(tmp_path_factory):
     return archives, str(folder / 'tree')
 
 
+def rare(*values):
+    """Values of a parametrized test that CI leaves out."""
+    return pytest.param(*values, marks=pytest.mark.rare)
+
+
 def worker_processes(pid=None):
     """The worker processes that read pictures for a process, this one by default, in the order in which they began."""
     found = []

@@ -12,7 +12,6 @@ import sys
 import cv2
 import pytest
 from archives import photograph, small_archives
-from shapes import SHAPES, draw
 
 from conftest import DIGITS_CHECKPOINT, ROOT
 
@@ -44,11 +43,8 @@ TRAINABLE = here(    # what a block of Python loads
     'python -m tools.import_weights --from keras ghostnet_trainable.keras models/trained_checkpoint '
     '--base models/digits_checkpoint',
     prints='models/trained_checkpoint: 435 tensors, ', writes='ghostnet_trainable.keras')
-TRAIN = 'python main.py --train --data_dir=<tree> --gpu 0,1,2,3,4,5,6,7 --log_dir train_log'
 SHORT = '--batch 8 --epochs 1'
 SLOW = [
-    # No GPU can be had: towers stand in. The run that is resumed has ended; tests/training/test_train.py resumes others.
-    here(TRAIN, TRAIN + ' --resume', swap=[('--gpu 0,1,2,3,4,5,6,7', '--towers 2 ' + SHORT)], writes='train_log/curves.png'),
     here('python -m tools.bench_training --data_dir <tree>', swap=[('<tree>', 'tree --batch 8 --seconds 0.1 --rounds 1')],
          prints='\nmain.py --train '),
     here('python -m tools.bench_dataflow --data_dir <tree>', swap=[('<tree>', 'tree --batch 8 --seconds 0.1 --json rates.json')],
@@ -62,15 +58,10 @@ SLOW = [
     here('python main.py --train --data_dir data/digits --load models/digits_checkpoint --finetune --freeze_bn --lr 0.01 '
          '--batch 32 --epochs 2 --log_dir finetuned', swap=[('data/digits', 'tree'), ('--batch 32 --epochs 2', SHORT)],
          writes='finetuned/ghostnet_checkpoint.index'),
-    here('python main.py --train --data_dir flowers --load models/ghostnet_checkpoint --finetune --epochs 20 --log_dir flowers_log',
-         'python main.py --eval --data_dir flowers --load flowers_log/ghostnet_checkpoint --report report',
-         'python main.py --predict <folder> --load flowers_log/ghostnet_checkpoint', swap=[('--epochs 20', '--epochs 1')],
-         prints=SHAPES[1], writes='report/report.csv'),
     here('python -m tools.export --load models/digits_checkpoint --format tflite ghostnet.tflite', writes='ghostnet.tflite'),
     TRAINABLE,
     here('python main.py --eval --data_dir=<tree> --load=<checkpoint> --engine auto --cache <folder>', writes='folder/*.npy',
          prints='20 images, of which wrong: '),
-    here('python main.py --eval --data_dir=<tree> --load=<checkpoint> --report report', writes='report/report.html'),
     here('python main.py --eval --data_dir=<tree> --load=./models/ghostnet_checkpoint', prints='20 images, of which wrong: '),
     here("make eval ARGS='--data_dir <tree> --load <checkpoint>'", prints='20 images, of which wrong: '),
     here('make reproduce DATA=<tree>', prints='\nEXACT\n',    # with a checkpoint and counts that can be had
@@ -120,8 +111,16 @@ ELSEWHERE = {
         'train_log': "args = list(args) + ['--hosts', hosts, '--worker']\n",
         'sbatch docs/cluster/slurm.sh <tree> <folder>':
             "['bash', 'docs/cluster/slurm.sh', str(sixteen), str(tmp_path / 'log')]",
-        'kubectl apply -f docs/cluster/tfjob.yaml': "('kind', ['tfjob', pytest.param('job', marks=rare)])\n",
-        'kubectl apply -f docs/cluster/job.yaml': "('kind', ['tfjob', pytest.param('job', marks=rare)])\n"},
+        'kubectl apply -f docs/cluster/tfjob.yaml': "('kind', ['tfjob', rare('job')])\n",
+        'kubectl apply -f docs/cluster/job.yaml': "('kind', ['tfjob', rare('job')])\n"},
+    'tests/training/test_train.py': {    # no GPU can be had
+        'python main.py --train --data_dir=<tree> --gpu 0,1,2,3,4,5,6,7 --log_dir train_log':
+            "    train(*flags(small, whole, *more))",
+        'python main.py --train --data_dir=<tree> --gpu 0,1,2,3,4,5,6,7 --log_dir train_log --resume':
+            "    train(*flags(small, log_dir, '--resume', *more))"},
+    'tests/evaluation/test_report_page.py': {
+        'python main.py --eval --data_dir=<tree> --load=<checkpoint> --report report':
+            "run_main('--eval', '--data_dir', digits, '--load', DIGITS_CHECKPOINT, '--report', folder)"},
     'tests/training/test_horovod.py': {    # make test-horovod
         'horovodrun -np 16 -H <host1>:8,<host2>:8 python main.py --train --trainer horovod --data_dir=<tree> --log_dir train_log':
             "[HOROVODRUN, '-np', '2', '-H', hosts, "},
@@ -150,6 +149,12 @@ ELSEWHERE = {
         'python -m tools.import_weights --from darknet darknet/ghostnet.cfg models/darknet_checkpoint':
             "'--from', 'darknet', tmp_path / 'darknet' / 'ghostnet.cfg', "},
     'tests/tools/test_own_pictures.py': {
+        'python main.py --train --data_dir flowers --load models/ghostnet_checkpoint --finetune --epochs 20 --log_dir flowers_log':
+            "('--train', '--data_dir', root, '--load', DIGITS_CHECKPOINT, '--finetune', '--epochs', 1,\n",
+        'python main.py --eval --data_dir flowers --load flowers_log/ghostnet_checkpoint --report report':
+            "('--eval', '--data_dir', root, '--load', checkpoint, '--report', ",
+        'python main.py --predict <folder> --load flowers_log/ghostnet_checkpoint':
+            "('--predict', root, '--load', checkpoint, ",
         'python -m tools.export --load flowers_log/ghostnet_checkpoint --format all exported':
             "'--load', checkpoint, '--format', 'all', "},
     'tests/tools/test_import_weights.py': {
@@ -247,7 +252,6 @@ def clone(digits, tmp_path_factory):
     for name, lines in (('train.txt', 16), ('val.txt', 20)):
         path = root / 'tree' / 'caffe_ilsvrc12' / name
         path.write_text(''.join(path.read_text().splitlines(True)[:lines]))
-    draw(root / 'flowers', 60)
     (root / 'folder').mkdir()
     cv2.imwrite(str(root / 'folder' / 'picture.jpg'), cv2.imread(os.path.join(digits, 'val', 'digits_val_00000004.png')))
     archives = small_archives(root / 'folder', 30, 2, photograph)[0]

@@ -10,7 +10,7 @@ import pytest
 
 from checkpoints import MODEL_VARIABLE, CheckpointRestore, Record, save_values
 from command_line import InputError
-from conftest import DIGITS_CHECKPOINT, random_checkpoint, refused, run_main
+from conftest import DIGITS_CHECKPOINT, random_checkpoint, rare, refused, run_main
 from ghostnet import GhostNet, from_checkpoint
 from tools import darknet
 from tools.export import labels
@@ -49,7 +49,8 @@ def narrow(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['codes'] + [pytest.param(name, marks=pytest.mark.once) for name in NETWORKS if name != 'codes'])
+@pytest.mark.parametrize('name', ['codes'] + list(map(rare, ('pytorch', 'narrow', 'wide'))) + [
+    pytest.param(name, marks=pytest.mark.once) for name in ('published', 'imgclsmob', 'odd')])
 def test_every_variable_comes_back_bit_for_bit(name, tmp_path):
     load = random_checkpoint(tmp_path / 'checkpoint', **NETWORKS[name])
     values = CheckpointRestore(load).values
@@ -77,7 +78,7 @@ def needs_opencv():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name, flags', [
-    ('pytorch', []), ('imgclsmob', ['--softmax', '--image_size', 161]), ('codes', []), ('odd', [])])
+    rare('pytorch', []), ('imgclsmob', ['--softmax', '--image_size', 161]), ('codes', []), rare('odd', [])])
 def test_opencv_computes_what_the_graph_does(name, flags, tmp_path):
     """Clipped gates of random weights amplify rounding a hundred times, in every runtime: here, they are near their middle."""
     needs_opencv()

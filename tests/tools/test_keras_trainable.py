@@ -11,7 +11,7 @@ import pytest
 
 from augmentation import eval_images
 from checkpoints import MODEL_VARIABLE, Record, describe, read_checkpoint, save_values
-from conftest import DIGITS_CHECKPOINT, evaluated, random_checkpoint, refused, run_main
+from conftest import DIGITS_CHECKPOINT, evaluated, random_checkpoint, rare, refused, run_main
 from dataset import read_images
 from ghostnet import BACKBONE, VARIANTS
 from tools.import_weights import variable_shapes, variant_of
@@ -91,8 +91,8 @@ def assert_same_weights(found, checkpoint):
 @pytest.mark.slow
 @pytest.mark.parametrize('options, flags', [
     ({'width': 0.3, 'ratio_code': [3] * 19, 'dw_code': [5] * 19, 'se': 0, 'image_size': 161}, ['--raw']),
-    pytest.param({'width': 0.25, 'variant': 'pytorch'}, ['--softmax'], marks=pytest.mark.rare),
-    ({'width': 0.25, 'variant': 'iamhankai', 'seed': 2}, ['--raw', '--rgb'])])
+    rare({'width': 0.25, 'variant': 'pytorch'}, ['--softmax']),
+    rare({'width': 0.25, 'variant': 'iamhankai', 'seed': 2}, ['--raw', '--rgb'])])
 def test_every_kind_of_variant_goes_there_and_back_exactly(options, flags, tmp_path):
     """With random weights that do not amplify rounding: with others, no runtime gives the graph's logits."""
     load = random_checkpoint(tmp_path / 'checkpoint', num_classes=5, **options)
@@ -119,7 +119,7 @@ def test_the_variant_shows_in_a_file(variant):
 @pytest.mark.slow
 def test_what_keras_trains_is_what_main_evaluates(digits, tmp_path):
     tree = link_tree(digits, tmp_path / 'tree')
-    shorten(tree, 32)
+    shorten(tree, 16)
     images = read_images(tree, 'val')
     numbers = tmp_path / 'numbers.npz'
     np.savez(str(numbers), images=eval_images([path for path, _ in images]), labels=[(label + 1) % 10 for _, label in images])

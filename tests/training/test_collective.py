@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from command_line import InputError
-from conftest import DIGITS_CHECKPOINT, ROOT, run_main
+from conftest import DIGITS_CHECKPOINT, ROOT, rare, run_main
 from dataset import read_images
 from recipe import learning_rate
 from runs import (
@@ -126,9 +126,6 @@ def test_killed_and_resumed_is_as_never_interrupted(small, tmp_path):
 MOMENTS = {'start-up': None, 'first step': 'Start Epoch 1', 'epoch': 'Start Epoch 2'}    # and what worker 0 has printed by then
 
 
-rare = pytest.mark.rare
-
-
 @contextlib.contextmanager
 def struck(tree, folder, victim, signum, moment='epoch'):
     """Two workers, one of which has just got a signal."""
@@ -144,8 +141,8 @@ def struck(tree, folder, victim, signum, moment='epoch'):
 @pytest.mark.once
 @pytest.mark.slow
 @pytest.mark.parametrize('victim, moment', [
-    (0, 'start-up'), (1, 'start-up'), pytest.param(0, 'first step', marks=rare), pytest.param(1, 'first step', marks=rare),
-    (0, 'epoch'), pytest.param(1, 'epoch', marks=rare)])
+    (0, 'start-up'), (1, 'start-up'), rare(0, 'first step'), rare(1, 'first step'), (0, 'epoch'),
+    rare(1, 'epoch')])
 def test_a_worker_that_is_killed(small, tmp_path, victim, moment):
     with struck(small, tmp_path, victim, signal.SIGKILL, moment) as workers:
         status, last = workers[1 - victim].ended(30)
@@ -153,7 +150,7 @@ def test_a_worker_that_is_killed(small, tmp_path, victim, moment):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('victim', [0, pytest.param(1, marks=rare)])
+@pytest.mark.parametrize('victim', [0, rare(1)])
 def test_a_worker_that_is_stopped(small, tmp_path, victim):
     """TensorFlow 1 would wait for ever."""
     with struck(small, tmp_path, victim, signal.SIGSTOP) as workers:
@@ -165,7 +162,7 @@ def test_a_worker_that_is_stopped(small, tmp_path, victim):
 
 @pytest.mark.once
 @pytest.mark.slow
-@pytest.mark.parametrize('victim', [1, pytest.param(0, marks=rare)])
+@pytest.mark.parametrize('victim', [1, rare(0)])
 def test_a_worker_that_is_asked_to_stop(small, tmp_path, victim):
     """All stop after the same step."""
     with struck(small, tmp_path, victim, signal.SIGTERM) as workers:
@@ -186,9 +183,7 @@ def in_namespaces(two):
 @pytest.mark.slow
 def test_two_hosts_and_a_cable_that_is_pulled(small, tmp_path):
     with two_namespaces() as two:
-        train_pair(tmp_path / 'one', flags(small, tmp_path / 'log', '--epochs', 1), **in_namespaces(two))
-        assert [entry['global_step'] for entry in stats_of(tmp_path / 'log')] == [4]
-        more = flags(small, tmp_path / 'log', '--epochs', 1000, '--resume')
+        more = flags(small, tmp_path / 'log', '--epochs', 1000)
         with pair(tmp_path / 'two', more, **in_namespaces(two)) as workers:
             workers[0].wait_for('Start Epoch 3')
             subprocess.check_call(['ip', '-n', two.names[1], 'link', 'set', two.interface, 'down'])
@@ -200,6 +195,8 @@ def test_two_hosts_and_a_cable_that_is_pulled(small, tmp_path):
 
 # ---------------------------------------------------------------------------------------------- what is refused, by name
 
+@pytest.mark.once
+@pytest.mark.slow
 def test_a_picture_that_one_worker_cannot_read(digits, tmp_path):
     """What one says ends the other, although TensorFlow would wait for it. The files of which contents are compared are others."""
     tree = cut(digits, tmp_path / 'tree', 64, 8)
@@ -338,7 +335,7 @@ QUICK = ['--epochs', '1', '--batch', '16', '--width_ratio', '0.25', '--image_siz
 
 @pytest.mark.once
 @pytest.mark.slow
-@pytest.mark.parametrize('kind', ['tfjob', pytest.param('job', marks=rare)])
+@pytest.mark.parametrize('kind', ['tfjob', rare('job')])
 def test_kubernetes(sixteen, tmp_path, kind):
     """Their commands, as two processes, with this machine's addresses and folders in place of theirs."""
     command, count = in_kubernetes(kind)
