@@ -76,6 +76,7 @@ def test_neither_engine_nor_jobs_nor_batch_change_the_result(digits, evaluated_d
     assert np.linalg.norm(saved - expected) / np.linalg.norm(expected) < 1e-5
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_auto_takes_the_fastest_and_says_which(digits, evaluated_digits, tmp_path):
     tree = link_tree(digits, tmp_path / 'tree')

@@ -29,6 +29,7 @@ def shapes(tmp_path_factory):
     return root, log_dir
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_from_a_folder_to_predictions_with_names(shapes, tmp_path):
     root, log_dir = shapes
@@ -46,6 +47,7 @@ def test_from_a_folder_to_predictions_with_names(shapes, tmp_path):
     assert set(predictions[0]['classes'][0]) == {'label', 'class', 'probability'} and len(predictions[0]['classes']) == 3
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_a_tree_of_other_classes_is_refused(shapes, digits, tmp_path):
     root, log_dir = shapes
