@@ -10,10 +10,11 @@ VENV_GPU := .venv-gpu
 PYTEST := -m pytest -n logical --maxprocesses 4 --dist loadgroup
 
 IMAGE := ghostnet-tf1
+IMAGE_TF2 := ghostnet-tf2
 LOAD := models/ghostnet_checkpoint
 
 .DEFAULT_GOAL := help
-.PHONY: help eval fetch data reproduce lint test test-all test-tf1 test-interop test-imgclsmob test-horovod test-docker gpu-venv test-gpu \
+.PHONY: help eval fetch data reproduce lint test test-all test-tf1 test-interop test-imgclsmob test-horovod test-docker test-docker-tf2 gpu-venv test-gpu \
 	train-digits clean
 
 help:
@@ -30,6 +31,7 @@ help:
 	@echo "make test-imgclsmob  run those with Gluon, Chainer and tf2cv (needs CPython 3.7; $(VENV_IMGCLSMOB), 1.5 GB)"
 	@echo "make test-horovod  run those of several machines (needs CPython 3.7; $(VENV_HOROVOD), 2 GB)"
 	@echo "make test-docker   build the publication's image and test it (needs a Docker engine)"
+	@echo "make test-docker-tf2  build today's images, for CPUs and GPUs, and test them (needs a Docker engine)"
 	@echo "make gpu-venv      install $(VENV_GPU), with the CUDA libraries (8 GB)"
 	@echo "make test-gpu      compare a GPU with the CPU, and measure it, in $(VENV_GPU)"
 	@echo "make clean         remove the environments and the prepared digits"
@@ -85,6 +87,13 @@ test-docker: $(VENV)/installed
 	@docker info >/dev/null 2>&1 || { echo "make: no Docker engine answers 'docker info': start one" >&2; exit 2; }
 	docker build -f docker/Dockerfile -t $(IMAGE) .
 	GHOSTNET_IMAGE=$(IMAGE) $(VENV)/bin/python -m pytest tests/test_docker.py $(ARGS)
+
+# Both of today's images. The second one has the layers of the first.
+test-docker-tf2: $(VENV)/installed
+	@docker info >/dev/null 2>&1 || { echo "make: no Docker engine answers 'docker info': start one" >&2; exit 2; }
+	docker build -f docker/Dockerfile.tf2 -t $(IMAGE_TF2) .
+	docker build -f docker/Dockerfile.tf2 -t $(IMAGE_TF2)-gpu --build-arg GPU=1 .
+	GHOSTNET_IMAGE_TF2=$(IMAGE_TF2) GHOSTNET_IMAGE_TF2_GPU=$(IMAGE_TF2)-gpu $(VENV)/bin/python -m pytest tests/test_docker.py $(ARGS)
 
 reproduce: $(VENV)/installed
 	@[ -n "$(DATA)" ] || { echo "make: name the ILSVRC12 tree: make reproduce DATA=..." >&2; exit 2; }

@@ -83,7 +83,10 @@ ELSEWHERE = {
         'pip install -r requirements.txt -r requirements-interop.txt': ' -r requirements.txt -r requirements-interop.txt && ',
         'pip install --no-deps --target .venv/opencv4 -r requirements-opencv4.txt':
             ' --no-deps --target $(VENV_INTEROP)/opencv4 \\\n\t\t-r requirements-opencv4.txt && ',
-        'docker build -f docker/Dockerfile -t ghostnet-tf1 .': 'docker build -f docker/Dockerfile -t $(IMAGE) .\n'},
+        'docker build -f docker/Dockerfile -t ghostnet-tf1 .': 'docker build -f docker/Dockerfile -t $(IMAGE) .\n',
+        'docker build -f docker/Dockerfile.tf2 -t ghostnet-tf2 .': 'docker build -f docker/Dockerfile.tf2 -t $(IMAGE_TF2) .\n',
+        'docker build -f docker/Dockerfile.tf2 -t ghostnet-tf2-gpu --build-arg GPU=1 .':
+            'docker build -f docker/Dockerfile.tf2 -t $(IMAGE_TF2)-gpu --build-arg GPU=1 .\n'},
     'tests/test_makefile.py': {    # no GPU can be had
         'make gpu-venv': "make(clone, 'gpu-venv')",
         'make test-gpu': "make(clone, 'test-gpu')"},
@@ -101,8 +104,9 @@ ELSEWHERE = {
     'tests/tools/test_reproduce.py': {
         'python -m tools.reproduce --data_dir <tree> --load <checkpoint> --wrong_top1 218 --wrong_top5 131':
             "'--load', DIGITS_CHECKPOINT, '--wrong_top1', counts[0], "},
-    'tests/test_docker.py': {    # make test-docker
+    'tests/test_docker.py': {    # make test-docker, make test-docker-tf2
         'docker run --rm ghostnet-tf1': 'test_nothing_mounted_reproduces_the_digits(',
+        'docker run --rm ghostnet-tf2': 'docker_run(image=image, flags=HARDENED)\n',
         'docker run --rm -v <tree>:/data:ro -v <folder>:/models:ro ghostnet-tf1 reproduce': "docker_run('reproduce', ",
         'docker run --rm -v <tree>:/data:ro -v <folder>:/models:ro ghostnet-tf1 --eval --data_dir /data --load '
         '/models/ghostnet_checkpoint': "docker_run('--eval', '--data_dir', '/data', '--load', '/models/ghostnet_checkpoint', "},
