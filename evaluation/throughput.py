@@ -14,14 +14,16 @@ def images_per_second(function, images, seconds):
     return calls * images / (time.perf_counter() - start)
 
 
-def latency(function, calls=50, seconds=3):
+def latency(function, calls=50, seconds=1):
     """Median time of a call of a function without arguments, in seconds.
 
-    Ten calls are not counted, and `calls` are; fewer, but two at least, where these would take longer than `seconds`.
+    Ten calls are not counted, and `calls` are; fewer, but two at least, where those after the first would take longer than
+    `seconds`.
     """
+    function()
     times, start = [], time.perf_counter()
-    while len(times) < 10 + calls and (len(times) < 4 or time.perf_counter() - start < seconds):
+    while len(times) < 9 + calls and (len(times) < 3 or time.perf_counter() - start < seconds):
         before = time.perf_counter()
         function()
         times.append(time.perf_counter() - before)
-    return float(np.median(times[min(10, len(times) // 2):]))
+    return float(np.median(times[min(9, len(times) // 2):]))

@@ -88,6 +88,7 @@ class Reference:
         outputs (list of str): the names of the outputs.
         unfolded (bool): whether the export has BN as it is.
         latency (float): of the graph for one image, in seconds.
+        session (tf.Session): with the graph of main.py, which takes uint8 BGR images.
     """
 
     def __init__(self, args):
@@ -95,8 +96,8 @@ class Reference:
         self.restore = CheckpointRestore(args.load, BACKBONE if args.features else MODEL_VARIABLE)
         chosen = {} if args.image_size is None else {'image_size': args.image_size}
         self.model = from_checkpoint(self.restore, args.features, output_stride=args.output_stride, **chosen)
-        session, self.outputs = self.session()
-        graph = session.make_callable([name + ':0' for name in self.outputs], [frozen.INPUT + ':0'])
+        self.session, self.outputs = self.build()
+        graph = self.session.make_callable([name + ':0' for name in self.outputs], [frozen.INPUT + ':0'])
         self.photographs = photographs(args.images)
         crops, self.labels = [eval_crop(picture, self.model.image_size) for picture in self.photographs], None
         self.images = {'pictures': np.stack(crops)}
@@ -110,7 +111,7 @@ class Reference:
                     raise InputError("the network of %s gives %s that are not finite: take another checkpoint" % (args.load, name))
         self.latency = latency(lambda: graph(self.images['pictures'][:1]))
 
-    def session(self, **options):
+    def build(self, **options):
         """A session with the network in its graph, and the names of its outputs. `options`: of ``frozen.build_and_restore``."""
         session = tf.Session(graph=tf.Graph(), config=session_creator().config)
         return session, frozen.build_and_restore(session, self.model, self.restore, softmax=self.args.softmax,
@@ -118,7 +119,8 @@ class Reference:
 
     def frozen_graph(self):
         """The GraphDef to export."""
-        session, _ = self.session(raw=self.args.raw, rgb=self.args.rgb, any_size=self.args.any_size)
+        options = {name: getattr(self.args, name) for name in ('raw', 'rgb', 'any_size')}
+        session = self.build(**options)[0] if any(options.values()) else self.session
         return frozen.freeze(session, self.outputs, fold=not self.unfolded)
 
     def inputs(self, name):
