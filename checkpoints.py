@@ -4,7 +4,7 @@ import glob
 import os
 import re
 
-from tf_compat import tf
+from tf_compat import save_tensors, tf
 
 import numpy as np
 from tensorpack.tfutils import DictRestore
@@ -186,7 +186,12 @@ class CheckpointRestore(DictRestore):
 
 
 def save_checkpoint(session, saver, path):
-    """Saves what `saver` knows as checkpoint `path`. Its index appears last, when all is on the disk.
+    """Saves what `saver` knows as checkpoint `path`; see write_checkpoint."""
+    write_checkpoint(path, lambda unfinished: saver.save(session, unfinished, write_meta_graph=False, write_state=False))
+
+
+def write_checkpoint(path, write):
+    """Has ``write(path)`` write a checkpoint elsewhere, and gives it the name `path`: the index last, when all is on the disk.
 
     Raises:
         InputError: it cannot be written.
@@ -196,7 +201,7 @@ def save_checkpoint(session, saver, path):
         path.encode()    # for TensorFlow
         with work_folder(folder) as work:
             unfinished = os.path.join(work, 'saved')
-            saver.save(session, unfinished, write_meta_graph=False, write_state=False)
+            write(unfinished)
             files = sorted(glob.glob(glob.escape(unfinished) + '.*'))    # .data-00000-of-00001, .index
             for file in files:
                 sync(file)
@@ -210,25 +215,33 @@ def save_checkpoint(session, saver, path):
         raise InputError("cannot write the checkpoint %s (%s): make room" % (path, reasons[0].strip()[:200]))
 
 
-def record_variables(record):
-    """The variables to save with a checkpoint so that it has this Record."""
-    values = [] if record.variant == PUBLISHED else [('variant', tf.constant(record.variant))]
+def record_values(record):
+    """What is saved with a checkpoint so that it has this Record: {name: array}."""
+    values = {} if record.variant == PUBLISHED else {'variant': np.array(record.variant.encode(), object)}
     if record.classes is not None:
-        values.append(('classes', tf.constant([[text.encode('utf-8', 'surrogateescape') for text in pair]
-                                               for pair in record.classes])))
+        values['classes'] = np.array([[text.encode('utf-8', 'surrogateescape') for text in pair] for pair in record.classes],
+                                     object)
     if record.val_share is not None:
-        values.append(('val_share', tf.constant(record.val_share, tf.float64)))
+        values['val_share'] = np.float64(record.val_share)
     if record.image_size != IMAGE_SIZE:
-        values.append(('image_size', tf.constant(record.image_size, tf.int32)))
+        values['image_size'] = np.int32(record.image_size)
+    return values
+
+
+def record_variables(record):
+    """Variables of the current graph with the ``record_values``."""
     with tf.device('/cpu:0'):    # local: Horovod has no broadcast for strings
-        return [tf.get_variable(name, initializer=value, trainable=False, collections=[tf.GraphKeys.LOCAL_VARIABLES])
-                for name, value in values]
+        return [tf.get_variable(name, initializer=tf.constant(value), trainable=False, collections=[tf.GraphKeys.LOCAL_VARIABLES])
+                for name, value in sorted(record_values(record).items())]
 
 
 def save_values(values, path, record=UNRECORDED):
-    """Saves `values`, {variable name: array}, as checkpoint `path` with this Record."""
+    """Saves `values`, {variable name: array}, as checkpoint `path` with this Record: by the operation behind tf.train.Saver, since
+    variables that only carry values there would take seconds."""
+    values = sorted((name, np.asarray(value)) for name, value in dict(values, **record_values(record)).items())
     with tf.Graph().as_default(), tf.Session(config=tf.ConfigProto(device_count={'GPU': 0})) as session:
-        variables = [tf.get_variable(name, initializer=value) for name, value in sorted(values.items())]
-        saver = tf.train.Saver(variables + record_variables(record))
-        session.run([tf.global_variables_initializer(), tf.local_variables_initializer()])
-        save_checkpoint(session, saver, path)
+        prefix = tf.placeholder(tf.string, [])
+        tensors = [tf.placeholder(tf.string if value.dtype == object else value.dtype, value.shape) for _, value in values]
+        save = save_tensors(prefix, [name for name, _ in values], tensors)
+        write = session.make_callable(save, [prefix] + tensors)
+        write_checkpoint(path, lambda unfinished: write(unfinished, *(value for _, value in values)))

@@ -126,6 +126,15 @@ def tensors_by_identity():
             tf.enable_tensor_equality()
 
 
+def save_tensors(prefix, names, tensors):
+    """The operation behind tf.train.Saver: it writes `tensors` under `names` as checkpoint `prefix`, a string tensor ()."""
+    try:
+        save = tf.raw_ops.SaveV2
+    except AttributeError:    # TensorFlow 1.13
+        from tensorflow.python.ops.gen_io_ops import save_v2 as save
+    return save(prefix=prefix, tensor_names=names, shape_and_slices=[''] * len(names), tensors=tensors)
+
+
 def inter_op_threads(workers):
     """``inter_op_parallelism_threads`` for `workers` threads that each run a session alone: TensorFlow 2 then computes in these."""
     return workers if _version(tensorflow) < (2, 0) else -1

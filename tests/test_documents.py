@@ -303,6 +303,7 @@ def test_quick_command(clone, entry):
 
 @today
 @pytest.mark.slow
+@pytest.mark.xdist_group('documents')
 def test_slow_commands(clone):
     """Two at a time."""
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
@@ -311,6 +312,7 @@ def test_slow_commands(clone):
 
 @today
 @pytest.mark.slow
+@pytest.mark.xdist_group('documents')    # to find what the commands have made
 def test_python_blocks(clone):
     if not (clone / TRAINABLE.writes).exists():
         check(clone, TRAINABLE)

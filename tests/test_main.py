@@ -222,7 +222,7 @@ def test_trees_that_cannot_be_used(digits, tmp_path):
         assert message in err and names[30] in err and '--broken skip' in err
     results = {}
     for rule in ('skip', 'accept'):
-        _, results[rule] = evaluated(tree, DIGITS_CHECKPOINT, tmp_path / 'json', '--broken', rule, '--engine', 'auto')
+        _, results[rule] = evaluated(tree, DIGITS_CHECKPOINT, tmp_path / 'json', '--broken', rule, '--engine', 'frozen')
     assert [(result['images'], len(result['left_out'])) for _, result in sorted(results.items())] == [(40, 0), (39, 1)]
     os.remove(str(tmp_path / 'json'))
     os.remove(broken)

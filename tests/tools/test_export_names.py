@@ -36,9 +36,12 @@ with tasks.vision.ImageClassifier.create_from_options(options) as classifier:
 SERVE = """
 import json, sys
 import tensorflow as tf
-call = tf.saved_model.load(sys.argv[1]).signatures['serving_bytes']
+signatures = tf.saved_model.load(sys.argv[1]).signatures
+for n in (1, 3):
+    found = signatures['serving_default'](input=tf.zeros([n, 192, 192, 3], tf.uint8))
+    assert list(found) == ['probabilities'] and found['probabilities'].shape == (n, 10)
 contents = [open(path, 'rb').read() for path in sys.argv[2:]]
-results = call(image_bytes=tf.constant(contents))
+results = signatures['serving_bytes'](image_bytes=tf.constant(contents))
 names = [[name.decode('utf-8', 'surrogateescape') for name in row] for row in results['classes'].numpy()]
 print(json.dumps([names, results['probabilities'].numpy().tolist()]))
 """

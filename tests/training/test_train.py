@@ -31,8 +31,7 @@ small, sixteen = cut_fixture(64, VALIDATION), cut_fixture(16, VALIDATION)
 @pytest.mark.slow
 def test_run_leaves_what_it_promises(small, tmp_path):
     log_dir = tmp_path / 'log'
-    # As most will train.
-    run = flags(small, log_dir, '--epochs', 3, '--width_ratio', 1, '--image_size', 224)
+    run = flags(small, log_dir, '--epochs', 3, '--width_ratio', 1)
     out = train(*run)
     assert 'Estimated Time Left' in out
     stats = stats_of(log_dir)
