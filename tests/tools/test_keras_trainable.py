@@ -100,7 +100,7 @@ def test_every_kind_of_variant_goes_there_and_back_exactly(options, flags, tmp_p
     assert_same_weights(brought_back(path, tmp_path / 'back'), load)
     record = describe(str(tmp_path / 'back')).record
     assert (record.variant, record.image_size) == (options.get('variant', 'published'), options.get('image_size', 224))
-    if 'se' in options:
+    if 'seed' in options:
         assert path.read_bytes() == export(load, tmp_path / 'again.keras', *flags).read_bytes()
 
 
