@@ -95,7 +95,7 @@ ELSEWHERE = {
         "make fetch ARGS='--verify'": "'--verify')[0] == 0\n"},
     'tests/test_keras_model.py': {
         'python examples/detection.py --load models/digits_checkpoint --picture found.png':
-            "run_main('--load', DIGITS_CHECKPOINT, '--picture', tmp_path / 'found.png', script=[EXAMPLE])"},
+            "run_main('--load', DIGITS_CHECKPOINT, '--picture', tmp_path / 'found.png', script=script)"},
     'tests/test_main.py': {
         'python data/digits/prepare.py': "script=[str(tmp_path / 'data' / 'digits' / 'prepare.py')]",
         'python main.py --eval': "run_main('--eval', **main)",
