@@ -62,17 +62,18 @@ SLOW = [
     TRAINABLE,
     here('python main.py --eval --data_dir=<tree> --load=<checkpoint> --engine auto --cache <folder>', writes='folder/*.npy',
          prints='20 images, of which wrong: '),
-    here('python main.py --eval --data_dir=<tree> --load=./models/ghostnet_checkpoint', prints='20 images, of which wrong: '),
     here("make eval ARGS='--data_dir <tree> --load <checkpoint>'", prints='20 images, of which wrong: '),
     here('make reproduce DATA=<tree>', prints='\nEXACT\n',    # with a checkpoint and counts that can be had
          swap=[('<tree>', "data/digits LOAD=models/digits_checkpoint ARGS='--manifest models/digits.json'")]),
     here('python main.py --predict <folder> --load <checkpoint> --data_dir <tree> --topk 5 --json result.json',
          prints='folder/picture.jpg', writes='result.json'),
-    here('python main.py --predict data/digits/val --topk 1', prints='data/digits/val/digits_val_00000004.png'),
 ]
 
 # What something else runs: {file: {command: text in the file that shows it}}.
 ELSEWHERE = {
+    'tests/conftest.py': {
+        'python main.py --eval --data_dir=<tree> --load=./models/ghostnet_checkpoint':
+            "run_main('--eval', '--data_dir', data_dir, '--load', checkpoint, "},
     '.ci/run': {
         'make test-horovod': 'make test-horovod\n',
         'make test-imgclsmob': 'make test-imgclsmob ',
@@ -99,6 +100,8 @@ ELSEWHERE = {
     'tests/test_main.py': {
         'python data/digits/prepare.py': "script=[str(tmp_path / 'data' / 'digits' / 'prepare.py')]",
         'python main.py --eval': "run_main('--eval', **main)",
+        'python main.py --predict data/digits/val --topk 1':
+            "run_main('--predict', first, folder, '--load', DIGITS_CHECKPOINT, '--data_dir', digits, '--topk', 3,",
         'python main.py --flops 1': "run_main('--flops', '1', '--width_ratio', width, *flags)",
         'python main.py --flops 1 --width_ratio 0.5': "run_main('--flops', '1', '--width_ratio', width, *flags)"},
     'tests/tools/test_reproduce.py': {
@@ -114,7 +117,7 @@ ELSEWHERE = {
         'python main.py --train --trainer collective --hosts <host1>:2222,<host2>:2222 --worker 0 --data_dir=<tree> --log_dir '
         'train_log': "args = list(args) + ['--hosts', hosts, '--worker']\n",
         'sbatch docs/cluster/slurm.sh <tree> <folder>':
-            "['bash', 'docs/cluster/slurm.sh', str(sixteen), str(tmp_path / 'log')]",
+            "['bash', 'docs/cluster/slurm.sh', str(tree), str(tmp_path / 'log')]",
         'kubectl apply -f docs/cluster/tfjob.yaml': "('kind', ['tfjob', rare('job')])\n",
         'kubectl apply -f docs/cluster/job.yaml': "('kind', ['tfjob', rare('job')])\n"},
     'tests/training/test_train.py': {    # no GPU can be had

@@ -351,19 +351,37 @@ def test_kubernetes(sixteen, tmp_path, kind):
     assert [entry['global_step'] for entry in stats_of(tmp_path / 'ghostnet')] == [1]
 
 
-@pytest.mark.once
-@pytest.mark.slow
-def test_slurm(sixteen, tmp_path):
-    """With a scheduler that runs two tasks on this node."""
+def in_slurm(tmp_path, tree, python):
+    """Runs docs/cluster/slurm.sh with `python` and a scheduler that runs two tasks on this node; returns the first's address."""
     (tmp_path / 'bin').mkdir()
     for name, script in (('scontrol', 'echo 127.0.0.1'), ('srun', '''
                          for task in 0 1; do SLURM_PROCID=$task "$@" & tasks="${tasks-} $!"; done
                          for task in $tasks; do wait "$task" || exit; done''')):
         (tmp_path / 'bin' / name).write_text('#!/bin/bash\n%s\n' % script)
         (tmp_path / 'bin' / name).chmod(0o755)
-    port = free_addresses(2)[0].split(':')[1]
-    env = dict(os.environ, PATH='%s:%s' % (tmp_path / 'bin', os.environ['PATH']), PYTHON=sys.executable, PORT=port,
+    address = free_addresses(2)[0]
+    env = dict(os.environ, PATH='%s:%s' % (tmp_path / 'bin', os.environ['PATH']), PYTHON=str(python), PORT=address.split(':')[1],
                SLURM_JOB_NODELIST='node[1-1]', SLURM_NTASKS_PER_NODE='2', CUDA_VISIBLE_DEVICES='')
-    subprocess.run(['bash', 'docs/cluster/slurm.sh', str(sixteen), str(tmp_path / 'log')] + QUICK, cwd=ROOT, env=env, check=True,
+    subprocess.run(['bash', 'docs/cluster/slurm.sh', str(tree), str(tmp_path / 'log')] + QUICK, cwd=ROOT, env=env, check=True,
                    timeout=300)
+    return address
+
+
+def test_slurm_gives_each_task_its_number(tmp_path):
+    python = tmp_path / 'python'
+    python.write_text('#!/bin/bash\nprintf "%%s\\n" "$@" > "%s/task$SLURM_PROCID"\n' % tmp_path)
+    python.chmod(0o755)
+    first = in_slurm(tmp_path, 'a tree', python)
+    second = '%s:%d' % (first.split(':')[0], int(first.split(':')[1]) + 1)
+    for task in (0, 1):
+        assert (tmp_path / ('task%d' % task)).read_text().splitlines() == [
+            'main.py', '--train', '--trainer', 'collective', '--hosts', first + ',' + second, '--worker', str(task),
+            '--data_dir', 'a tree', '--log_dir', str(tmp_path / 'log'), '--resume'] + QUICK
+
+
+@pytest.mark.rare
+@pytest.mark.once
+@pytest.mark.slow
+def test_slurm(sixteen, tmp_path):
+    in_slurm(tmp_path, sixteen, sys.executable)
     assert [entry['global_step'] for entry in stats_of(tmp_path / 'log')] == [1]
