@@ -61,13 +61,22 @@ class Worker:
             time.sleep(0.02)
 
 
+def tf_config(addresses, number):
+    """What Kubeflow gives to a worker."""
+    return json.dumps({'cluster': {'worker': addresses}, 'task': {'type': 'worker', 'index': number}, 'environment': 'cloud'})
+
+
 @contextlib.contextmanager
-def pair(folder, args, own=((), ()), addresses=None, prefixes=((), ()), env=None):
-    """Two workers with the flags `args`, and each its `own`."""
+def pair(folder, args, own=((), ()), addresses=None, prefixes=((), ()), by_config=False):
+    """Two workers with the flags `args`, and each its `own`. `by_config`: TF_CONFIG has the cluster, not the flags."""
     folder.mkdir(exist_ok=True)
-    hosts = ','.join(addresses or free_addresses(2))
-    args = list(args) + ['--hosts', hosts, '--worker']
-    workers = [Worker(number, args + [number] + list(own[number]), folder, prefixes[number], env) for number in (0, 1)]
+    addresses = addresses or free_addresses(2)
+    workers = []
+    for number in (0, 1):
+        cluster, env = ['--hosts', ','.join(addresses), '--worker', number], None
+        if by_config:
+            cluster, env = [], {'TF_CONFIG': tf_config(addresses, number)}
+        workers.append(Worker(number, list(args) + cluster + list(own[number]), folder, prefixes[number], env))
     try:
         yield workers
     finally:
@@ -85,10 +94,10 @@ def train_pair(folder, args, *more, **kwargs):
 
 @pytest.mark.slow
 def test_two_workers_are_as_one_process(sixteen, tmp_path):
-    """The first momentum is the gradient. The errors are those of the images of both."""
+    """The first momentum is the gradient. The errors are those of the images of both. TF_CONFIG has the cluster."""
     run = flags(sixteen, tmp_path / 'one', '--epochs', 1, *STILL)
     train(*run)
-    train_pair(tmp_path / 'pair', run, [['--log_dir', tmp_path / name] for name in ('two', 'other')])
+    train_pair(tmp_path / 'pair', run, [['--log_dir', tmp_path / name] for name in ('two', 'other')], by_config=True)
     assert not (tmp_path / 'other').exists()
     one, two = variables(tmp_path / 'one' / 'model-1'), variables(tmp_path / 'two' / 'model-1')
     assert sorted(one) == sorted(two) and difference(one, two, '/Momentum') < 1e-5
@@ -105,9 +114,9 @@ def test_killed_and_resumed_is_as_never_interrupted(small, tmp_path):
     own = [['--log_dir', tmp_path / 'log'], ['--log_dir', tmp_path / 'other']]
     with pair(tmp_path / 'killed', flags(small, tmp_path, *more), own) as workers:
         wait_for(workers[0].process, tmp_path / 'log' / 'model-4.index', workers[0].files[1])
-        workers[1].process.kill()
-        status, last = workers[0].ended(30)
-        assert status == 2 and last.startswith('main.py: worker 1 (127.0.0.1:') and last.endswith(RESUME)
+        workers[0].process.kill()
+        status, last = workers[1].ended(30)
+        assert status == 2 and last.startswith('main.py: worker 0 (127.0.0.1:') and last.endswith(RESUME)
     train_pair(tmp_path / 'resumed', flags(small, tmp_path, '--resume', *more), own)
     train_pair(tmp_path / 'whole', flags(small, tmp_path, *more), [['--log_dir', tmp_path / 'whole' / 'log'], own[1]])
     one, two = variables(tmp_path / 'whole' / 'log' / 'model-8'), variables(tmp_path / 'log' / 'model-8')
@@ -141,8 +150,7 @@ def struck(tree, folder, victim, signum, moment='epoch'):
 @pytest.mark.once
 @pytest.mark.slow
 @pytest.mark.parametrize('victim, moment', [
-    (0, 'start-up'), (1, 'start-up'), rare(0, 'first step'), rare(1, 'first step'), (0, 'epoch'),
-    rare(1, 'epoch')])
+    (0, 'start-up'), (1, 'start-up'), rare(0, 'first step'), rare(1, 'first step'), rare(0, 'epoch'), rare(1, 'epoch')])
 def test_a_worker_that_is_killed(small, tmp_path, victim, moment):
     with struck(small, tmp_path, victim, signal.SIGKILL, moment) as workers:
         status, last = workers[1 - victim].ended(30)
@@ -185,7 +193,7 @@ def test_two_hosts_and_a_cable_that_is_pulled(small, tmp_path):
     with two_namespaces() as two:
         more = flags(small, tmp_path / 'log', '--epochs', 1000)
         with pair(tmp_path / 'two', more, **in_namespaces(two)) as workers:
-            workers[0].wait_for('Start Epoch 3')
+            workers[0].wait_for('Start Epoch 2')
             subprocess.check_call(['ip', '-n', two.names[1], 'link', 'set', two.interface, 'down'])
             for number, worker in enumerate(workers):
                 status, last = worker.ended(30)
@@ -320,40 +328,60 @@ def in_kubernetes(kind):
     return command, template['replicas'] if kind == 'tfjob' else spec['completions']
 
 
-def environments(kind, addresses):
-    """What the scheduler gives to each worker."""
-    for number in (0, 1):
-        if kind == 'tfjob':
-            task = {'type': 'worker', 'index': number}
-            yield {'TF_CONFIG': json.dumps({'cluster': {'worker': addresses}, 'task': task, 'environment': 'cloud'})}
-        else:
-            yield {'JOB_COMPLETION_INDEX': str(number)}
-
-
 QUICK = ['--epochs', '1', '--batch', '16', '--width_ratio', '0.25', '--image_size', '128']
 
 
-@pytest.mark.once
-@pytest.mark.slow
-@pytest.mark.parametrize('kind', ['tfjob', rare('job')])
-def test_kubernetes(sixteen, tmp_path, kind):
-    """Their commands, as two processes, with this machine's addresses and folders in place of theirs."""
+def recorder(folder):
+    """A program called `python` that only writes its arguments, a line each, into files that this returns."""
+    (folder / 'bin').mkdir(exist_ok=True)
+    python = folder / 'bin' / 'python'
+    python.write_text('#!/bin/bash\nprintf "%%s\\n" "$@" > "%s/task${SLURM_PROCID-$NUMBER}"\n' % folder)
+    python.chmod(0o755)
+    return [folder / ('task%d' % number) for number in (0, 1)]
+
+
+def run_in_kubernetes(kind, path, tree, folder):
+    """Runs the commands of docs/cluster/<kind>.yaml as two processes, with these addresses and folders in place of theirs, and
+    `python` on `path`. Returns the addresses."""
     command, count = in_kubernetes(kind)
     assert count == 2
     addresses = free_addresses(2)
     command = [part.replace('ghostnet-0.ghostnet:2222', addresses[0]).replace('ghostnet-1.ghostnet:2222', addresses[1])
-               .replace('/data', str(sixteen)).replace('/runs', str(tmp_path)) for part in command]
+               .replace('/data', str(tree)).replace('/runs', str(folder)) for part in command]
     command = command + QUICK if kind == 'tfjob' else command[:-1] + [' '.join([command[-1]] + QUICK)]
-    path = os.path.dirname(sys.executable) + os.pathsep + os.environ['PATH']    # for `python`
-    workers = [subprocess.Popen(command, cwd=ROOT, env=dict(os.environ, PATH=path, CUDA_VISIBLE_DEVICES='', **own))
-               for own in environments(kind, addresses)]
+    env = dict(os.environ, PATH='%s:%s' % (path, os.environ['PATH']), CUDA_VISIBLE_DEVICES='')
+    workers = []
+    for number in (0, 1):
+        own = {'TF_CONFIG': tf_config(addresses, number)} if kind == 'tfjob' else {'JOB_COMPLETION_INDEX': str(number)}
+        workers.append(subprocess.Popen(command, cwd=ROOT, env=dict(env, NUMBER=str(number), **own)))
     assert [worker.wait(300) for worker in workers] == [0, 0]
+    return addresses
+
+
+@pytest.mark.parametrize('kind', ['tfjob', 'job'])
+def test_kubernetes_gives_each_worker_its_number(tmp_path, kind):
+    files = recorder(tmp_path)
+    addresses = run_in_kubernetes(kind, tmp_path / 'bin', 'tree', tmp_path)
+    for number, file in enumerate(files):
+        cluster = [] if kind == 'tfjob' else ['--hosts', ','.join(addresses), '--worker', str(number)]
+        found = file.read_text().splitlines()
+        assert found[:4] == ['main.py', '--train', '--trainer', 'collective'] and found[-len(QUICK):] == QUICK
+        assert sorted(found[4:-len(QUICK)]) == sorted(cluster + ['--data_dir', 'tree', '--log_dir', str(tmp_path / 'ghostnet'),
+                                                                '--resume'])
+
+
+@pytest.mark.rare
+@pytest.mark.once
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['tfjob', 'job'])
+def test_kubernetes(sixteen, tmp_path, kind):
+    run_in_kubernetes(kind, os.path.dirname(sys.executable), sixteen, tmp_path)
     assert [entry['global_step'] for entry in stats_of(tmp_path / 'ghostnet')] == [1]
 
 
 def in_slurm(tmp_path, tree, python):
     """Runs docs/cluster/slurm.sh with `python` and a scheduler that runs two tasks on this node; returns the first's address."""
-    (tmp_path / 'bin').mkdir()
+    (tmp_path / 'bin').mkdir(exist_ok=True)
     for name, script in (('scontrol', 'echo 127.0.0.1'), ('srun', '''
                          for task in 0 1; do SLURM_PROCID=$task "$@" & tasks="${tasks-} $!"; done
                          for task in $tasks; do wait "$task" || exit; done''')):
@@ -368,13 +396,11 @@ def in_slurm(tmp_path, tree, python):
 
 
 def test_slurm_gives_each_task_its_number(tmp_path):
-    python = tmp_path / 'python'
-    python.write_text('#!/bin/bash\nprintf "%%s\\n" "$@" > "%s/task$SLURM_PROCID"\n' % tmp_path)
-    python.chmod(0o755)
-    first = in_slurm(tmp_path, 'a tree', python)
+    files = recorder(tmp_path)
+    first = in_slurm(tmp_path, 'a tree', tmp_path / 'bin' / 'python')
     second = '%s:%d' % (first.split(':')[0], int(first.split(':')[1]) + 1)
-    for task in (0, 1):
-        assert (tmp_path / ('task%d' % task)).read_text().splitlines() == [
+    for task, file in enumerate(files):
+        assert file.read_text().splitlines() == [
             'main.py', '--train', '--trainer', 'collective', '--hosts', first + ',' + second, '--worker', str(task),
             '--data_dir', 'a tree', '--log_dir', str(tmp_path / 'log'), '--resume'] + QUICK
 
