@@ -13,7 +13,7 @@ import cv2
 import pytest
 from archives import photograph, small_archives
 
-from conftest import DIGITS_CHECKPOINT, ROOT
+from conftest import DIGITS_CHECKPOINT, ROOT, rare
 
 DOCUMENTS = ['README.md'] + sorted('docs/' + os.path.basename(path) for path in glob.glob(os.path.join(ROOT, 'docs', '*.md')))
 LINKED = DOCUMENTS + ['CONTRIBUTING.md', 'CHANGELOG.md', 'models/README.md', 'tests/recorded/README.md']
@@ -44,7 +44,7 @@ TRAINABLE = here(    # what a block of Python loads
     '--base models/digits_checkpoint',
     prints='models/trained_checkpoint: 435 tensors, ', writes='ghostnet_trainable.keras')
 SHORT = '--batch 8 --epochs 1'
-SLOW = [
+BENCHMARKS = [
     here('python -m tools.bench_training --data_dir <tree>', swap=[('<tree>', 'tree --batch 8 --seconds 0.1 --rounds 1')],
          prints='\nmain.py --train '),
     here('python -m tools.bench_dataflow --data_dir <tree>', swap=[('<tree>', 'tree --batch 8 --seconds 0.1 --json rates.json')],
@@ -53,6 +53,8 @@ SLOW = [
          prints='\nprocesses, 2 ms '),
     here('python -m tools.scale --plot scale.png', 'python -m tools.scale --measure', swap=[('--measure', '--measure --rounds 2')],
          prints='\n| one for each variable ', writes='scale.png'),
+]
+SLOW = [
     here('make train-digits', swap=[('digits', "digits ARGS='--data_dir tree --log_dir digits_log %s'" % SHORT)],
          writes='digits_log/ghostnet_checkpoint.index'),    # all of it takes 18 minutes
     here('python main.py --train --data_dir data/digits --load models/digits_checkpoint --finetune --freeze_bn --lr 0.01 '
@@ -199,14 +201,14 @@ def anchors(document):
 
 
 def test_the_table_has_every_command_and_no_other():
-    run_here = {command for entry in QUICK + SLOW for command in entry.commands}
+    run_here = {command for entry in QUICK + BENCHMARKS + SLOW for command in entry.commands}
     run_elsewhere = {command for texts in ELSEWHERE.values() for command in texts}
     written = {command for language, text in BLOCKS if language == 'sh' for command in commands(text)}
     assert sorted(run_here | run_elsewhere) == sorted(written) and not run_here & run_elsewhere
     # Nothing hides in another kind of block, or in one that FENCED does not find.
     assert {language for language, _ in BLOCKS} <= {'sh', 'text', 'python', 'bibtex'}
     assert sum(read(document).count('```') for document in DOCUMENTS) == 2 * len(BLOCKS)
-    assert set(SHOWN) <= {entry.commands[-1] for entry in QUICK + SLOW}
+    assert set(SHOWN) <= {entry.commands[-1] for entry in QUICK + BENCHMARKS + SLOW}
 
 
 @pytest.mark.parametrize('path', sorted(ELSEWHERE))
@@ -307,10 +309,11 @@ def test_quick_command(clone, entry):
 @today
 @pytest.mark.slow
 @pytest.mark.xdist_group('documents')
-def test_slow_commands(clone):
+@pytest.mark.parametrize('entries', [SLOW, rare(BENCHMARKS)], ids=['jobs', 'benchmarks'])
+def test_slow_commands(clone, entries):
     """Two at a time."""
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        list(pool.map(functools.partial(check, clone), filter(can_run, SLOW)))
+        list(pool.map(functools.partial(check, clone), filter(can_run, entries)))
 
 
 @today
