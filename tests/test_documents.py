@@ -117,7 +117,8 @@ ELSEWHERE = {
         '/models/ghostnet_checkpoint': "docker_run('--eval', '--data_dir', '/data', '--load', '/models/ghostnet_checkpoint', "},
     'tests/training/test_collective.py': {
         'python main.py --train --trainer collective --hosts <host1>:2222,<host2>:2222 --worker 0 --data_dir=<tree> --log_dir '
-        'train_log': "['--hosts', ','.join(addresses), '--worker', number], None\n",
+        'train_log': "['--hosts', ','.join(addresses), '--worker', number], None\n"},
+    'tests/training/test_cluster_files.py': {
         'sbatch docs/cluster/slurm.sh <tree> <folder>':
             "['bash', 'docs/cluster/slurm.sh', str(tree), str(tmp_path / 'log')]",
         'kubectl apply -f docs/cluster/tfjob.yaml': "('kind', ['tfjob', 'job'])\n",

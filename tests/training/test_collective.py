@@ -136,9 +136,9 @@ MOMENTS = {'start-up': None, 'first step': 'Start Epoch 1', 'epoch': 'Start Epoc
 
 
 @contextlib.contextmanager
-def struck(tree, folder, victim, signum, moment='epoch'):
-    """Two workers, one of which has just got a signal."""
-    with pair(folder, flags(tree, folder / 'log', '--epochs', 1000)) as workers:
+def struck(tree, folder, victim, signum, moment='epoch', **hosts):
+    """Two workers, one of which has just got a signal. `hosts`: of `pair`."""
+    with pair(folder, flags(tree, folder / 'log', '--epochs', 1000), **hosts) as workers:
         if moment == 'start-up':    # both know each other, and TensorFlow is being imported
             time.sleep(1.5)
         else:
@@ -199,6 +199,29 @@ def test_two_hosts_and_a_cable_that_is_pulled(small, tmp_path):
                 status, last = worker.ended(30)
                 assert status == 2 and 'worker %d (%s:2222) is lost' % (1 - number, two.addresses[1 - number]) in last
                 assert last.endswith(RESUME)
+
+
+@pytest.mark.rare
+@pytest.mark.once
+@pytest.mark.slow
+@pytest.mark.parametrize('victim', [0, 1])
+@pytest.mark.parametrize('signum', [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
+def test_two_hosts_and_a_signal(small, tmp_path, signum, victim):
+    with two_namespaces() as two, struck(small, tmp_path, victim, signum, **in_namespaces(two)) as workers:
+        status, last = workers[1 - victim].ended(30)
+    assert status == (128 + signum if signum == signal.SIGTERM else 2) and last.endswith(RESUME)
+    assert last.startswith('main.py: worker %d ' % victim)
+
+
+@pytest.mark.rare
+@pytest.mark.once
+@pytest.mark.slow
+def test_two_hosts_are_as_one_process(sixteen, tmp_path):
+    run = flags(sixteen, tmp_path / 'one', '--epochs', 1, *STILL)
+    train(*run)
+    with two_namespaces() as two:
+        train_pair(tmp_path / 'pair', run, [['--log_dir', tmp_path / 'two']] * 2, **in_namespaces(two))
+    assert difference(variables(tmp_path / 'one' / 'model-1'), variables(tmp_path / 'two' / 'model-1'), '/Momentum') < 1e-5
 
 
 # ---------------------------------------------------------------------------------------------- what is refused, by name
@@ -309,105 +332,3 @@ def test_a_port_that_is_taken(small, tmp_path):
         taken.listen(1)
         status, _, err = run_main(*flags(small, tmp_path / 'log', '--hosts', first + ',' + second, '--worker', 0))
     assert status == 2 and 'worker 0 cannot listen' in err and err.count('\n') == 1
-
-
-# ---------------------------------------------------------------------------------------------- commands of docs/cluster/
-
-def in_kubernetes(kind):
-    """(command, number of workers) of the container in docs/cluster/<kind>.yaml, which `docker/entrypoint.sh` runs."""
-    yaml = pytest.importorskip('yaml', reason="needs PyYAML")
-    with open(os.path.join(ROOT, 'docs', 'cluster', kind + '.yaml')) as f:
-        documents = list(yaml.safe_load_all(f))
-    assert [document['metadata']['name'] for document in documents] == ['ghostnet'] * len(documents)
-    spec = documents[-1]['spec']
-    template = spec['tfReplicaSpecs']['Worker'] if kind == 'tfjob' else spec
-    pod = template['template']['spec']['containers']
-    mounted = {mount['name'] for mount in pod[0]['volumeMounts']}
-    assert mounted == {volume['name'] for volume in template['template']['spec']['volumes']}
-    command = pod[0].get('command', ['sh', 'docker/entrypoint.sh']) + pod[0]['args']
-    return command, template['replicas'] if kind == 'tfjob' else spec['completions']
-
-
-QUICK = ['--epochs', '1', '--batch', '16', '--width_ratio', '0.25', '--image_size', '128']
-
-
-def recorder(folder):
-    """A program called `python` that only writes its arguments, a line each, into files that this returns."""
-    (folder / 'bin').mkdir(exist_ok=True)
-    python = folder / 'bin' / 'python'
-    python.write_text('#!/bin/bash\nprintf "%%s\\n" "$@" > "%s/task${SLURM_PROCID-$NUMBER}"\n' % folder)
-    python.chmod(0o755)
-    return [folder / ('task%d' % number) for number in (0, 1)]
-
-
-def run_in_kubernetes(kind, path, tree, folder):
-    """Runs the commands of docs/cluster/<kind>.yaml as two processes, with these addresses and folders in place of theirs, and
-    `python` on `path`. Returns the addresses."""
-    command, count = in_kubernetes(kind)
-    assert count == 2
-    addresses = free_addresses(2)
-    command = [part.replace('ghostnet-0.ghostnet:2222', addresses[0]).replace('ghostnet-1.ghostnet:2222', addresses[1])
-               .replace('/data', str(tree)).replace('/runs', str(folder)) for part in command]
-    command = command + QUICK if kind == 'tfjob' else command[:-1] + [' '.join([command[-1]] + QUICK)]
-    env = dict(os.environ, PATH='%s:%s' % (path, os.environ['PATH']), CUDA_VISIBLE_DEVICES='')
-    workers = []
-    for number in (0, 1):
-        own = {'TF_CONFIG': tf_config(addresses, number)} if kind == 'tfjob' else {'JOB_COMPLETION_INDEX': str(number)}
-        workers.append(subprocess.Popen(command, cwd=ROOT, env=dict(env, NUMBER=str(number), **own)))
-    assert [worker.wait(300) for worker in workers] == [0, 0]
-    return addresses
-
-
-@pytest.mark.parametrize('kind', ['tfjob', 'job'])
-def test_kubernetes_gives_each_worker_its_number(tmp_path, kind):
-    files = recorder(tmp_path)
-    addresses = run_in_kubernetes(kind, tmp_path / 'bin', 'tree', tmp_path)
-    for number, file in enumerate(files):
-        cluster = [] if kind == 'tfjob' else ['--hosts', ','.join(addresses), '--worker', str(number)]
-        found = file.read_text().splitlines()
-        assert found[:4] == ['main.py', '--train', '--trainer', 'collective'] and found[-len(QUICK):] == QUICK
-        assert sorted(found[4:-len(QUICK)]) == sorted(cluster + ['--data_dir', 'tree', '--log_dir', str(tmp_path / 'ghostnet'),
-                                                                '--resume'])
-
-
-@pytest.mark.rare
-@pytest.mark.once
-@pytest.mark.slow
-@pytest.mark.parametrize('kind', ['tfjob', 'job'])
-def test_kubernetes(sixteen, tmp_path, kind):
-    run_in_kubernetes(kind, os.path.dirname(sys.executable), sixteen, tmp_path)
-    assert [entry['global_step'] for entry in stats_of(tmp_path / 'ghostnet')] == [1]
-
-
-def in_slurm(tmp_path, tree, python):
-    """Runs docs/cluster/slurm.sh with `python` and a scheduler that runs two tasks on this node; returns the first's address."""
-    (tmp_path / 'bin').mkdir(exist_ok=True)
-    for name, script in (('scontrol', 'echo 127.0.0.1'), ('srun', '''
-                         for task in 0 1; do SLURM_PROCID=$task "$@" & tasks="${tasks-} $!"; done
-                         for task in $tasks; do wait "$task" || exit; done''')):
-        (tmp_path / 'bin' / name).write_text('#!/bin/bash\n%s\n' % script)
-        (tmp_path / 'bin' / name).chmod(0o755)
-    address = free_addresses(2)[0]
-    env = dict(os.environ, PATH='%s:%s' % (tmp_path / 'bin', os.environ['PATH']), PYTHON=str(python), PORT=address.split(':')[1],
-               SLURM_JOB_NODELIST='node[1-1]', SLURM_NTASKS_PER_NODE='2', CUDA_VISIBLE_DEVICES='')
-    subprocess.run(['bash', 'docs/cluster/slurm.sh', str(tree), str(tmp_path / 'log')] + QUICK, cwd=ROOT, env=env, check=True,
-                   timeout=300)
-    return address
-
-
-def test_slurm_gives_each_task_its_number(tmp_path):
-    files = recorder(tmp_path)
-    first = in_slurm(tmp_path, 'a tree', tmp_path / 'bin' / 'python')
-    second = '%s:%d' % (first.split(':')[0], int(first.split(':')[1]) + 1)
-    for task, file in enumerate(files):
-        assert file.read_text().splitlines() == [
-            'main.py', '--train', '--trainer', 'collective', '--hosts', first + ',' + second, '--worker', str(task),
-            '--data_dir', 'a tree', '--log_dir', str(tmp_path / 'log'), '--resume'] + QUICK
-
-
-@pytest.mark.rare
-@pytest.mark.once
-@pytest.mark.slow
-def test_slurm(sixteen, tmp_path):
-    in_slurm(tmp_path, sixteen, sys.executable)
-    assert [entry['global_step'] for entry in stats_of(tmp_path / 'log')] == [1]
