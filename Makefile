@@ -14,8 +14,8 @@ IMAGE_TF2 := ghostnet-tf2
 LOAD := models/ghostnet_checkpoint
 
 .DEFAULT_GOAL := help
-.PHONY: help eval fetch data reproduce lint test test-all test-tf1 test-interop test-imgclsmob test-horovod image image-tf2 test-docker \
-	test-docker-tf2 gpu-venv test-gpu train-digits clean
+.PHONY: help eval fetch data reproduce lint test test-all test-tf1 test-interop test-imgclsmob test-horovod engine image image-tf2 \
+	test-docker test-docker-tf2 gpu-venv test-gpu train-digits clean
 
 help:
 	@echo "make eval          evaluate the included network on 360 digits (installs $(VENV), 2.5 GB)"
@@ -82,13 +82,14 @@ gpu-venv: $(VENV_GPU)/installed
 test-gpu: $(VENV_GPU)/installed
 	$(VENV_GPU)/bin/python -m pytest -rsP tests/training/test_gpu.py $(ARGS)
 
-image:
+engine:
 	@docker info >/dev/null 2>&1 || { echo "make: no Docker engine answers 'docker info': start one" >&2; exit 2; }
+
+image: engine
 	docker build -f docker/Dockerfile -t $(IMAGE) .
 
 # The second has the layers of the first.
-image-tf2:
-	@docker info >/dev/null 2>&1 || { echo "make: no Docker engine answers 'docker info': start one" >&2; exit 2; }
+image-tf2: engine
 	docker build -f docker/Dockerfile.tf2 -t $(IMAGE_TF2) .
 	docker build -f docker/Dockerfile.tf2 -t $(IMAGE_TF2)-gpu --build-arg GPU=1 .
 

@@ -167,7 +167,7 @@ def test_images_of_any_size_are_cropped_in_the_export(form, size, digits, tmp_pa
 
 
 def with_twenty(digits, tree):
-    """The digits with the same images to calibrate on, and the first twenty to compare on, of which the network is right."""
+    """The digits with the same images to calibrate on, and the first twenty to compare on."""
     link_tree(digits, tree)
     os.symlink(os.path.join(digits, 'train'), str(tree / 'train'))
     shorten(str(tree), 20)
